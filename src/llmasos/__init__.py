@@ -1,0 +1,37 @@
+"""LLMasOS: a language model of your own, proven at every step.
+
+The names below are all that most programs need. They are loaded when first used, so that importing
+this package costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.errors import LLMasOSError
+    from .llm import LLM
+    from .tasks.text_classification import TextClassificationTask
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "LLMasOSError", "TextClassificationTask", "__version__"]
+
+_HOMES = {
+    "LLM": ".llm",
+    "LLMasOSError": ".core.errors",
+    "TextClassificationTask": ".tasks.text_classification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,216 @@
+"""Forwards of our own over transformers' parameters: rows packed end to end, no work on padding.
+
+A file beside this one serves one family of architectures. It changes nothing in the transformers
+model: it reads the very same parameters, and whoever uses it first proves on a real batch that it
+computes what transformers computes (``training/fastpath.py``, ``engines/torch.py``). A model of a
+family without a file here runs transformers' own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..core import plugins
+
+if TYPE_CHECKING:
+    from ..data.batching import Batch
+
+
+class Group(NamedTuple):
+    """Neighbouring rows of (nearly) the same length, for which attention is one batched product.
+
+    ``start``, ``stop``: their tokens in the pack. ``rows``, ``length``: shape of the rectangle.
+    ``padded``: None where the rectangle is exactly the tokens; otherwise, for each of its rows x
+    length places, the token there (padding repeats the first token of the pack). ``valid``: places of
+    the rectangle that hold a token, in order. ``bias``: (rows, 1, 1, length), minus infinity on padding.
+    """
+
+    start: int
+    stop: int
+    rows: int
+    length: int
+    padded: torch.Tensor | None
+    valid: torch.Tensor | None
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows end to end: ids (tokens,), token types, positions in the row, and the attention groups.
+
+    ``first`` is the place of each row's first token, (rows,).
+    """
+
+    ids: torch.Tensor
+    types: torch.Tensor | None
+    positions: torch.Tensor
+    first: torch.Tensor
+    groups: tuple[Group, ...]
+
+
+def pack(batch: Batch, device: torch.device | str = "cpu") -> Pack:
+    """Lay a batch out for a packed forward. Rows must come sorted by length, longest first."""
+    lengths = np.asarray(batch.lengths, dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    return Pack(
+        ids=torch.from_numpy(batch.ids.astype(np.int64)).to(device),
+        types=None if batch.types is None else torch.from_numpy(batch.types.astype(np.int64)).to(device),
+        positions=torch.from_numpy(positions).to(device),
+        first=torch.from_numpy(offsets[:-1]).to(device),
+        groups=tuple(_group(lengths, offsets, a, b, device) for a, b in _runs(lengths)),
+    )
+
+
+def _runs(lengths: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+    """Cut sorted rows into groups: all of one length, or where lengths are many, near ones together.
+
+    Attention is a small part of the work, so a rectangle with up to a fifth of padding in it costs
+    less than the many small products that exact groups of one or two rows would need.
+    """
+    many = len(np.unique(lengths)) > 4
+    runs, begin = [], 0
+    for i in range(1, len(lengths) + 1):
+        if i == len(lengths) or lengths[i] < (0.8 * lengths[begin] if many else lengths[begin]):
+            runs.append((begin, i))
+            begin = i
+    return runs
+
+
+def _group(
+    lengths: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], begin: int, end: int, device: torch.device | str
+) -> Group:
+    start, stop, longest = int(offsets[begin]), int(offsets[end]), int(lengths[begin])
+    rows = end - begin
+    if lengths[end - 1] == longest:
+        return Group(start, stop, rows, longest, None, None, None)
+    inside = np.arange(longest)[None, :] < lengths[begin:end, None]  # (rows, length)
+    tokens = np.where(inside, offsets[begin:end, None] + np.arange(longest)[None, :], 0)
+    bias = np.where(inside, 0.0, -np.inf).astype(np.float32)[:, None, None, :]
+    return Group(
+        start,
+        stop,
+        rows,
+        longest,
+        torch.from_numpy(tokens.reshape(-1)).to(device),
+        torch.from_numpy(np.flatnonzero(inside)).to(device),
+        torch.from_numpy(bias).to(device),
+    )
+
+
+class Dropout:
+    """Draw dropout masks from one generator, quickly.
+
+    Drawing masks with ``bernoulli_`` takes an eighth of a training step on a CPU. Here each element
+    costs 16 random bits, so the probability is rounded to a multiple of 2^-16 (0.1 becomes 0.100006)
+    and the scale 1 / (1 - p) is that of the rounded probability: the expectation stays exact.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.generator = np.random.Generator(np.random.SFC64(seed))
+
+    @staticmethod
+    def rounded(p: float) -> float:
+        """Return the probability that is really drawn."""
+        return round(p * 65536) / 65536
+
+    def mask(self, shape: Sequence[int], p: float, like: torch.Tensor) -> torch.Tensor | None:
+        """Return ones where an element is kept and zeros where it is dropped; None for p = 0."""
+        if p == 0.0:
+            return None
+        if like.device.type != "cpu":
+            return torch.empty(*shape, dtype=like.dtype, device=like.device).bernoulli_(1.0 - self.rounded(p))
+        size = int(np.prod(shape))
+        bits = self.generator.integers(0, 2**64, size=-(-size // 4), dtype=np.uint64).view(np.int16)[:size]
+        out = torch.empty(size, dtype=like.dtype)
+        torch.ge(torch.from_numpy(bits), round(p * 65536) - 32768, out=out)
+        return out.view(*shape)
+
+
+class Weights(Protocol):
+    """Where a forward finds its numbers and leaves its gradients.
+
+    ``work``: the parameters, stacked along the first axis, in the precision of the work. ``gradient``:
+    the place for their gradient, of the same shape, or None where they are frozen. ``fresh`` is true
+    while gradients of this step have not been written yet, so that the first write replaces.
+    """
+
+    fresh: bool
+
+    def work(self, *parameters: torch.Tensor) -> torch.Tensor:
+        """Return the stacked parameters in the precision of the work."""
+
+    def gradient(self, *parameters: torch.Tensor) -> torch.Tensor | None:
+        """Return the place for the gradient of the stacked parameters, or None."""
+
+    def rows(self, parameter: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Return rows of an embedding, (len(ids), width)."""
+
+    def add_rows(self, parameter: torch.Tensor, ids: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Add to the gradient of rows of an embedding."""
+
+
+class FastForward(Protocol):
+    """A forward bound to one model and one set of weights: a pack in, logits out."""
+
+    def __call__(self, pack: Pack, dropout: Dropout | None = None) -> torch.Tensor:
+        """Return logits, (rows, outputs), in float32; with ``dropout``, those of a training step."""
+
+
+class Architecture(Protocol):
+    """A family of models for which there is a forward here."""
+
+    def reason_against(self, model: nn.Module) -> str | None:
+        """Return why this model cannot be served, or None if it can."""
+
+    def layout(self, model: nn.Module) -> list[tuple[torch.Tensor, ...]]:
+        """Return the parameters of the packed part; those in one tuple must lie side by side in memory."""
+
+    def embedding(self, model: nn.Module) -> torch.Tensor:
+        """Return the word embedding, of which only used rows need to be trained."""
+
+    def forward(self, model: nn.Module, weights: Weights) -> FastForward:
+        """Bind the forward to a model and to where its weights are."""
+
+
+def find(model: nn.Module) -> tuple[Architecture | None, str]:
+    """Return the architecture that serves a model, or None, with the reason in words."""
+    reasons = []
+    for name in plugins.names("architectures"):
+        architecture: Architecture = plugins.load("architectures", name)
+        reason = architecture.reason_against(model)
+        if reason is None:
+            return architecture, f"packed forward of architectures/{name}"
+        reasons.append(f"{name}: {reason}")
+    return None, "; ".join(reasons)
+
+
+class Snapshot:
+    """Weights for inference: the model's parameters in the work precision, copied once."""
+
+    fresh = True
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def work(self, *parameters: torch.Tensor) -> torch.Tensor:
+        """Return the stacked parameters in the work precision."""
+        parts = [p.detach().to(self.dtype) for p in parameters]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def gradient(self, *_parameters: torch.Tensor) -> torch.Tensor | None:
+        """Return None: nothing is trained."""
+        return None
+
+    def rows(self, parameter: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Return rows of an embedding in the work precision."""
+        return parameter.detach()[ids].to(self.dtype)
+
+    def add_rows(self, parameter: torch.Tensor, ids: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Do nothing: nothing is trained."""

@@ -1,0 +1,161 @@
+"""BERT and its kin with the same layers: RoBERTa, XLM-RoBERTa, CamemBERT (post-norm encoders).
+
+Serves sequence classification. The head is transformers' own module; only the encoder below it runs
+here, and of its last layer only what the head reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ._post_norm import LayerParameters, LayerShape, LayerWeights, encoder_layer
+from .base import Dropout, Pack, Weights
+
+# model type -> (attribute of the encoder, whether positions start after the padding id)
+_FAMILY = {
+    "bert": ("bert", False),
+    "roberta": ("roberta", True),
+    "xlm-roberta": ("roberta", True),
+    "camembert": ("roberta", True),
+}
+
+
+class _BertFamily:
+    def reason_against(self, model: nn.Module) -> str | None:
+        """Return why this model cannot be served, or None if it can."""
+        config: Any = model.config
+        if config.model_type not in _FAMILY:
+            return f"model type {config.model_type} is not of this family"
+        if not type(model).__name__.endswith("ForSequenceClassification"):
+            return f"{type(model).__name__} has another head"
+        if config.hidden_act != "gelu":
+            return f"activation {config.hidden_act}"
+        if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
+            return f"{config.position_embedding_type} positions"
+        if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+            return "a decoder"
+        return None
+
+    def layout(self, model: nn.Module) -> list[tuple[Tensor, ...]]:
+        """Return the encoder's parameters: the first layers first, projections of one input together."""
+        parts: list[tuple[Tensor, ...]] = []
+        for layer in _layers(model):
+            attention = (layer.query, layer.key, layer.value)
+            parts.append(tuple(linear.weight for linear in attention))
+            parts.append(tuple(linear.bias for linear in attention))
+            for module in (
+                layer.attention_output, layer.attention_norm, layer.intermediate, layer.output, layer.output_norm
+            ):  # fmt: skip
+                parts += [(module.weight,), (module.bias,)]
+        return parts
+
+    def embedding(self, model: nn.Module) -> Tensor:
+        """Return the word embedding."""
+        return _encoder(model).embeddings.word_embeddings.weight  # type: ignore[no-any-return]
+
+    def forward(self, model: nn.Module, weights: Weights) -> _BertForward:
+        """Bind the forward to a model and to where its weights are."""
+        return _BertForward(model, weights)
+
+
+class _BertForward:
+    """Embeddings, layers, and transformers' own head on each row's first position."""
+
+    def __init__(self, model: nn.Module, weights: Weights) -> None:
+        config: Any = model.config
+        self.model: Any = model
+        self.weights = weights
+        self.embeddings = _encoder(model).embeddings
+        self.after_padding = _FAMILY[config.model_type][1]
+        self.shape = LayerShape(
+            config.num_attention_heads,
+            config.layer_norm_eps,
+            config.hidden_dropout_prob,
+            config.attention_probs_dropout_prob,
+        )
+        self.layers = [LayerWeights(parts, weights) for parts in _layers(model)]
+
+    def __call__(self, pack: Pack, dropout: Dropout | None = None) -> Tensor:
+        """Return logits, (rows, labels), in float32."""
+        x = self._embed(pack, dropout)
+        for layer in self.layers[:-1]:
+            x = encoder_layer(x, layer, self.shape, pack.groups, dropout)
+        first = encoder_layer(x, self.layers[-1], self.shape, pack.groups, dropout, only=pack.first)
+        return self._head(first.float(), dropout)
+
+    def _embed(self, pack: Pack, dropout: Dropout | None) -> Tensor:
+        table = self.embeddings
+        word = _Rows.apply(pack.ids, table.word_embeddings.weight, self.weights, _anchor(pack.ids))  # type: ignore[no-untyped-call]
+        positions = pack.positions + (table.padding_idx + 1 if self.after_padding else 0)
+        types = torch.zeros_like(pack.ids) if pack.types is None else pack.types
+        x = word + (table.position_embeddings(positions) + table.token_type_embeddings(types)).to(word.dtype)
+        norm = table.LayerNorm
+        x = functional.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(word.dtype)
+        return self._dropped(x, dropout)
+
+    def _dropped(self, x: Tensor, dropout: Dropout | None) -> Tensor:
+        mask = dropout.mask(x.shape, self.shape.hidden_dropout, x) if dropout else None
+        return x if mask is None else x * mask * (1.0 / (1.0 - Dropout.rounded(self.shape.hidden_dropout)))
+
+    def _head(self, first: Tensor, dropout: Dropout | None) -> Tensor:
+        """The head's modules, in float32; their dropout is drawn from our generator."""
+        model, config = self.model, self.model.config
+        p = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        p = p if dropout else 0.0
+
+        def drop(x: Tensor) -> Tensor:
+            mask = dropout.mask(x.shape, p, x) if dropout else None
+            return x if mask is None else x * mask * (1.0 / (1.0 - Dropout.rounded(p)))
+
+        if hasattr(model, "bert"):  # pooler, then one linear layer
+            return model.classifier(drop(model.bert.pooler(first[:, None])))  # type: ignore[no-any-return]
+        head = model.classifier
+        return head.out_proj(drop(torch.tanh(head.dense(drop(first)))))  # type: ignore[no-any-return]
+
+
+class _Rows(torch.autograd.Function):
+    """Read rows of the word embedding, and add their gradients where the weights keep them."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, parameter: Tensor, weights: Weights, _anchor: Tensor) -> Tensor:
+        ctx.parts = (ids, parameter, weights)
+        return weights.rows(parameter, ids)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        ids, parameter, weights = ctx.parts
+        weights.add_rows(parameter, ids, gradient)
+        return None, None, None, None
+
+
+def _anchor(like: Tensor) -> Tensor:
+    """Return a scalar that needs a gradient, so that backward reaches a function without tensor inputs."""
+    return torch.zeros((), device=like.device, requires_grad=torch.is_grad_enabled())
+
+
+def _encoder(model: nn.Module) -> Any:
+    config: Any = model.config
+    return getattr(model, _FAMILY[config.model_type][0])
+
+
+def _layers(model: nn.Module) -> list[LayerParameters]:
+    return [
+        LayerParameters(
+            layer.attention.self.query,
+            layer.attention.self.key,
+            layer.attention.self.value,
+            layer.attention.output.dense,
+            layer.attention.output.LayerNorm,
+            layer.intermediate.dense,
+            layer.output.dense,
+            layer.output.LayerNorm,
+        )
+        for layer in _encoder(model).encoder.layer
+    ]
+
+
+PLUGIN = _BertFamily()

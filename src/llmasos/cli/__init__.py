@@ -1,0 +1,139 @@
+"""The command line: a table of verbs, each a file that is imported when it is called.
+
+Data goes to standard output, talk to standard error. Exit codes: 0 done, 1 the work failed, 2 bad
+usage or bad input, 130 stopped with Ctrl-C. With ``--json`` standard output holds one JSON document,
+also when something went wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+VERBS = {
+    "quickstart": "Fine-tune a small model on sample data, or on yours, in minutes.",
+    "doctor": "Show what this machine has, what is used of it and what is missing.",
+    "tasks": "List what a model can be tuned for, and the fields of its data.",
+    "plan": "Tell what a fine-tuning will take, before it starts.",
+    "finetune": "Tune a pretrained model on your data and save it.",
+    "evaluate": "Score a saved model on labelled data.",
+    "predict": "Get a saved model's answers for texts.",
+}
+"""The verbs, in the order of ``--help``; ``cli/<verb>.py`` holds its ``run`` and its ``EXAMPLES``."""
+
+_HELP = """\
+Usage: llmasos VERB [OPTIONS]
+
+Fine-tune, evaluate and use language models of your own.
+
+Verbs:
+{verbs}
+
+Options:
+  --help     show this, or a verb's options and examples: llmasos finetune --help
+  --version  show the version
+  --json     with any verb: one JSON document on standard output
+  --debug    with any verb: show the traceback of an error, and the libraries' warnings
+
+Start with:
+  llmasos quickstart
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; nothing but ``SystemExit`` ever leaves a terminal in doubt."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    ours = words[: words.index("--")] if "--" in words else words  # What follows "--" is text, not options.
+    as_json, debug = "--json" in ours, "--debug" in ours
+    if debug:
+        words.remove("--debug")
+    try:
+        return _dispatch(words, debug=debug)
+    except BrokenPipeError:
+        return _hang_up()
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        from .output import fail
+
+        return fail(error, as_json=as_json)
+
+
+def _dispatch(words: list[str], *, debug: bool) -> int:
+    if not words or words[0] in ("--help", "-h", "help"):
+        width = max(map(len, VERBS))
+        print(_HELP.format(verbs="\n".join(f"  {verb:<{width}}  {line}" for verb, line in VERBS.items())), end="")
+        return 0
+    if words[0] in ("--version", "-V"):
+        from .. import __version__
+
+        print(f"llmasos {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        from ..core.errors import UsageError, did_you_mean
+
+        what = "option" if words[0].startswith("-") else "verb"
+        hint = f"{did_you_mean(words[0], VERBS)}known: {', '.join(VERBS)}"
+        raise UsageError(f"there is no {what} {words[0]!r}", hint=hint)
+    if not debug:
+        _quieten()
+    module = import_module(f".{words[0]}", __name__)
+    return _call(words[0], module.run, module.EXAMPLES, words[1:])
+
+
+def _call(verb: str, run: Callable[..., Any], examples: str, words: list[str]) -> int:
+    """Parse the words for one verb's function, call it and return its exit code."""
+    import typer
+    from typer.main import get_command
+
+    from ..core.errors import UsageError
+
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    paragraphs = (" ".join(paragraph.split()) for paragraph in (run.__doc__ or "").split("\n\n"))
+    epilog = "[bold]Examples[/bold]\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
+    settings = {"help_option_names": ["--help", "-h"]}
+    app.command(verb, help="\n\n".join(paragraphs), epilog=epilog, context_settings=settings)(run)
+    command = get_command(app)
+    name = f"llmasos {verb}"
+    try:
+        with command.make_context(name, words) as context:
+            code = command.invoke(context)
+    except typer.Exit as done:  # --help ends so.
+        code = done.exit_code
+    except typer.TyperException as error:
+        raise UsageError(
+            error.format_message().rstrip("."), hint=f"{name} --help shows options and examples"
+        ) from error
+    sys.stdout.flush()
+    return code or 0
+
+
+def _quieten() -> None:
+    """Keep the libraries below from talking on the user's terminal; ``--debug`` lets them."""
+    import os
+    import warnings
+
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "DATASETS_VERBOSITY": "error",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _hang_up() -> int:
+    """Leave quietly when the reader of our output went away, as ``| head`` does."""
+    import os
+
+    # The interpreter flushes standard output once more at exit, and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

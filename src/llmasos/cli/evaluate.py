@@ -1,0 +1,46 @@
+"""``llmasos evaluate``: score a saved model on labelled data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ..core.config import PredictConfig
+from ..progress import render
+from .options import Columns, config_flags, parse_columns, with_flags
+from .output import AsJson, say, show_json, show_report
+
+EXAMPLES = """
+llmasos evaluate my-model --data test.jsonl
+llmasos evaluate my-model --data test.csv --columns text=review --columns label=stars
+llmasos evaluate my-model --data test.jsonl --json
+"""
+
+
+@with_flags(*config_flags(PredictConfig))
+def run(
+    model: Annotated[str, typer.Argument(metavar="DIR", help="folder of a tuned model")],
+    *,
+    data: Annotated[str, typer.Option(metavar="FILE", help="labelled data: .jsonl, .json, .csv, .tsv, .parquet")],
+    columns: Columns = None,
+    as_json: AsJson = False,
+    **options: Any,
+) -> None:
+    """Score a tuned model on labelled data.
+
+    Each metric has a 95 % bootstrap interval, and beside it what always answering with the most
+    common label would score. Labels with the lowest f1 come first.
+    """
+    PredictConfig.of(options)
+    mapping = parse_columns(columns)
+    from ..llm import LLM
+
+    say(f"loading {model}")
+    with render(plain=as_json) as draw:
+        report = LLM.from_pretrained(model).evaluate(data, columns=mapping, progress=draw, **options)
+    if as_json:
+        show_json({"model": model, "data": data, **report.as_dict()})
+        return
+    print(f"{report.rows:,} rows of {data}\n")
+    show_report(report)

@@ -1,0 +1,245 @@
+"""Flags made from dataclasses: what a configuration or a task declares is what ``--help`` shows.
+
+There is no second list. Flags arrive here as words; the dataclass converts and checks them, so that
+flag, ``--set``, recipe and Python keyword are held to the same rules in the same words. Of these the
+first that sets an option wins; the dataclass's default comes last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core import plugins
+from ..core.config import Config, FinetuneConfig, parse_settings, read_recipe
+from ..core.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from ..tasks.base import Task
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--columns", metavar="FIELD=COLUMN", help="which column holds a field, once per field: text=review"),
+]
+Recipe = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML recipe: one `option: value` a line", show_default=False),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="set an option by name; wins over the recipe")
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fine-tuning or its plan, settled from flags, ``--set`` and the recipe."""
+
+    model: str
+    task: Task
+    data: str
+    revision: str | None = None
+    eval_data: str | None = None
+    output: str | None = None
+    columns: dict[str, str] | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+OWN = tuple(field.name for field in dataclasses.fields(Job) if field.name != "options")
+"""What a recipe may hold besides the options of the configuration and of the task."""
+
+
+def with_flags(*flags: inspect.Parameter) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Replace a verb's ``**options`` by these flags; the verb receives those that were given."""
+
+    def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(verb, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        names = {p.name for p in own}
+
+        @functools.wraps(verb)
+        def call(**values: Any) -> Any:
+            return verb(**{k: v for k, v in values.items() if k in names or v is not None})
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + list(flags)
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        return call
+
+    return decorate
+
+
+def job_flags() -> list[inspect.Parameter]:
+    """Make the flags that say what is tuned, on what: MODEL, --task, --data and so on."""
+    argument = typer.Argument(metavar="MODEL", help="a Hub name, a folder, or pkg:NAME of an installed package",
+                              show_default=False)  # fmt: skip
+    model = inspect.Parameter(
+        "model", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, argument]
+    )
+    tasks = plugins.names("tasks")
+    return [
+        model,
+        _flag("task", str, f"what the model is tuned for (default {tasks[0]})", "|".join(tasks)),
+        _flag("data", str, "training data: .jsonl, .json, .csv, .tsv or .parquet, each also .gz", "FILE"),
+        _flag("eval_data", str, "validation data; a part of the training data if not given", "FILE"),
+        inspect.Parameter("columns", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Columns),
+        _flag("revision", str, "the model's revision on the Hub", "TEXT"),
+    ]
+
+
+def config_flags(config: type[Config], *, panel: str = "Options of the run") -> list[inspect.Parameter]:
+    """Make one flag for each field of a configuration."""
+    hints = typing.get_type_hints(config)
+    out = []
+    for field in dataclasses.fields(config):
+        default = "" if field.default is None else f" (default {field.default})"
+        metavar = "|".join(field.metadata["choices"]) or _metavar(hints[field.name])
+        out.append(_flag(field.name, str, field.metadata["help"] + default, metavar, panel))
+    return out
+
+
+def task_flags() -> list[inspect.Parameter]:
+    """Make one flag for each field of each task; the help is the line of its docstring."""
+    out: dict[str, inspect.Parameter] = {}
+    for name in plugins.names("tasks"):
+        task = plugins.load("tasks", name)
+        hints, lines = typing.get_type_hints(task), argument_lines(task)
+        for field in dataclasses.fields(task):
+            kind: Any = str
+            decls = [f"--{field.name.replace('_', '-')}"]
+            if hints[field.name] is bool:
+                kind = bool
+            elif _is_sequence(hints[field.name]):  # One name per flag reads better in the singular.
+                kind, decls = list[str], [decls[0].removesuffix("s"), *decls]
+            metavar = None if kind is bool else _metavar(hints[field.name])
+            out.setdefault(
+                field.name, _flag(field.name, kind, lines.get(field.name, ""), metavar, f"Options of {name}", decls)
+            )
+    return list(out.values())
+
+
+def settle(given: Mapping[str, Any], *, settings: Sequence[str] | None = None, recipe: str | Path | None = None) -> Job:
+    """Settle a job from flags, ``key=value`` settings and a recipe; check everything that needs no model.
+
+    Raises:
+        UsageError: an unknown key, a wrong value, or no model or data given.
+    """
+    merged = {**_checked(read_recipe(recipe) if recipe else {}, recipe), **parse_settings(list(settings or ()))}
+    merged |= {k: v for k, v in given.items() if v is not None}
+    task_class = plugins.load("tasks", str(merged.pop("task", None) or plugins.names("tasks")[0]))
+    task_fields = [field.name for field in dataclasses.fields(task_class)]
+    config_fields = [field.name for field in dataclasses.fields(FinetuneConfig)]
+    known = (*OWN, *task_fields, *config_fields)
+    for name in merged:
+        if name not in known:
+            raise UsageError(
+                f"there is no option {name!r}", hint=f"{did_you_mean(name, known)}known: {', '.join(known)}"
+            )
+    for name, flag in (("model", "MODEL"), ("data", "--data")):
+        if not merged.get(name):
+            raise UsageError(f"no {name} given", hint=f"pass {flag}, or write `{name}: ...` into the recipe")
+    options = {k: merged[k] for k in config_fields if k in merged}
+    FinetuneConfig.of(options)  # Told now, not after a model was loaded.
+    own = {k: None if merged[k] is None else str(merged[k]) for k in OWN if k in merged and k != "columns"}
+    columns = parse_columns(merged.get("columns"))
+    hints = typing.get_type_hints(task_class)
+    task = task_class(**{k: _task_value(k, merged[k], hints[k]) for k in task_fields if k in merged})
+    return Job(**own, task=task, columns=columns, options=options)  # type: ignore[arg-type]
+
+
+def parse_columns(columns: Mapping[str, Any] | Sequence[str] | str | None) -> dict[str, str] | None:
+    """Read ``["text=review"]``, or a recipe's mapping, as a mapping from field to column."""
+    if not columns:
+        return None
+    if isinstance(columns, Mapping):
+        return {str(k): str(v) for k, v in columns.items()}
+    out = {}
+    for pair in [columns] if isinstance(columns, str) else columns:
+        field, sign, column = pair.partition("=")
+        if not (sign and field.strip() and column.strip()):
+            raise UsageError(f"columns: {pair!r} is not FIELD=COLUMN", hint="for example --columns text=review")
+        out[field.strip()] = column.strip()
+    return out
+
+
+def _checked(recipe: dict[str, Any], path: str | Path | None) -> dict[str, Any]:
+    """Refuse YAML's most common trap: a bare yes or no in a list of labels is a boolean."""
+    for name, value in recipe.items():
+        if isinstance(value, list) and any(isinstance(item, bool) for item in value):
+            raise UsageError(f"{path}: {name} holds the booleans that YAML makes of yes, no, on and off",
+                             hint=f"quote them: {name}: ['yes', 'no']")  # fmt: skip
+    return {str(name).replace("-", "_"): value for name, value in recipe.items()}
+
+
+def _task_value(name: str, value: Any, hint: Any) -> Any:
+    """Convert words from the shell to what a task's field takes; leave a recipe's typed values alone."""
+    if _is_sequence(hint) and isinstance(value, list | str):
+        return _labels(value if isinstance(value, list) else [part.strip() for part in value.split(",")])
+    if not isinstance(value, str):
+        return value
+    parts = _parts(hint)
+    if bool in parts and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind, word in ((int, "a whole number"), (float, "a number")):
+        if kind in parts:
+            try:
+                return kind(value)
+            except ValueError as error:
+                raise UsageError(f"{name}={value!r} is not {word}", hint=f"for example {name}=2") from error
+    return _mapping(value) if value.startswith("{") else value
+
+
+def _labels(words: list[Any]) -> list[Any]:
+    """Read labels that are all whole numbers as integers, as a JSON file has them."""
+    whole = [isinstance(w, str) and w.removeprefix("-").isdecimal() and str(int(w)) == w for w in words]
+    return [int(w) for w in words] if all(whole) else words
+
+
+def _mapping(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{text!r} is not a mapping", hint="for example '{spam: 2.0, ham: 1.0}'") from error
+
+
+def _flag(
+    name: str, kind: Any, help: str, metavar: str | None, panel: str | None = None, decls: Sequence[str] = ()
+) -> inspect.Parameter:
+    decls = decls or [f"--{name.replace('_', '-')}"]
+    info = typer.Option(
+        *decls, help=help.replace("[", r"\["), metavar=metavar, rich_help_panel=panel, show_default=False
+    )
+    annotation = Annotated[kind | None, info]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _is_sequence(hint: Any) -> bool:
+    return any(typing.get_origin(part) in (list, tuple, Sequence) for part in _parts(hint))
+
+
+def _metavar(hint: Any) -> str:
+    names = {int: "INTEGER", float: "NUMBER"}
+    return next((names[part] for part in _parts(hint) if part in names), "TEXT")
+
+
+def argument_lines(owner: type) -> dict[str, str]:
+    """Return the lines under ``Args:`` of a class's docstring, by argument."""
+    _, _, block = inspect.cleandoc(owner.__doc__ or "").partition("\nArgs:\n")
+    block = re.split(r"\n\S", block)[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", block, flags=re.MULTILINE)
+    return {name: " ".join(text.replace("``", "").split()) for name, text in found}

@@ -1,0 +1,176 @@
+"""``llmasos predict``: get a saved model's answers, for texts given in any of three ways."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import secrets
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from ..core.atomic import full_disk
+from ..core.config import PredictConfig
+from ..core.errors import DataError, NotFittedError, UsageError
+from ..progress import duration
+from .options import Columns, config_flags, parse_columns, with_flags
+from .output import AsJson, say, show_json
+
+if TYPE_CHECKING:
+    from ..llm import LLM
+
+EXAMPLES = """
+llmasos predict my-model "Where is my parcel?" "I cannot log in"
+llmasos predict my-model --data in.jsonl --output out.jsonl
+cat messages.txt | llmasos predict my-model --json
+"""
+
+Answer = tuple[dict[str, Any], dict[str, Any]]
+"""A row as it came in, and the prediction for it, both as JSON types."""
+
+
+@with_flags(*config_flags(PredictConfig))
+def run(
+    model: Annotated[str, typer.Argument(metavar="DIR", help="folder of a tuned model")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="texts to answer")] = None,
+    *,
+    data: Annotated[str | None, typer.Option(metavar="FILE", help="a file of texts; labels are not needed")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help=".jsonl, or .csv and .tsv (label and score only)")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output file")] = False,
+    columns: Columns = None,
+    as_json: AsJson = False,
+    **options: Any,
+) -> None:
+    """Get a tuned model's answers, in the order of the texts.
+
+    Texts come as arguments, from a file, or from standard input, one a line. Answers go to standard
+    output as they come: readable on a terminal, else one JSON object a line (also with --json).
+    """
+    PredictConfig.of(options)
+    mapping = parse_columns(columns)
+    if data and texts:
+        raise UsageError("texts and --data are both given", hint="pass one of them")
+    write = _writer(Path(output), overwrite) if output else None
+    from ..llm import LLM
+
+    say(f"loading {model}")
+    llm = LLM.from_pretrained(model)
+    answers = _answers(llm, _rows(llm, texts, data, mapping), options)
+    if write is None:
+        _show(answers, readable=sys.stdout.isatty() and not as_json)
+        return
+    start = time.perf_counter()
+    labels = write(answers)
+    rows, seconds = labels.total(), time.perf_counter() - start
+    if as_json:
+        show_json({"output": output, "rows": rows, "seconds": seconds, "labels": labels})
+    else:
+        say(f"{rows:,} predictions in {duration(seconds)}: {output}")
+
+
+def _rows(
+    llm: LLM, texts: list[str] | None, data: str | None, columns: dict[str, str] | None
+) -> Iterator[dict[str, Any]]:
+    if texts:
+        return ({"text": text} for text in texts)
+    if data:
+        from ..data.dataset import stream
+
+        if llm.task is None:
+            raise NotFittedError(f"{llm.ref} has no task yet", hint="finetune it first")
+        return stream(data, llm.task.fields, columns=columns)
+    return _typed_rows()
+
+
+def _typed_rows() -> Iterator[dict[str, Any]]:
+    if sys.stdin.isatty():
+        say("type a text and Enter; end with Ctrl-D")
+    number = 0
+    try:
+        for number, line in enumerate(sys.stdin, 1):  # noqa: B007  the handler below names the line
+            yield {"text": line.rstrip("\r\n")}
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"standard input, near line {number + 1}: not UTF-8", hint="convert it, for example with iconv"
+        ) from error
+
+
+def _answers(llm: LLM, rows: Iterable[dict[str, Any]], options: dict[str, Any]) -> Iterator[Answer]:
+    """Pair every row with its prediction; holds only the rows that the model is at work on."""
+    waiting: deque[dict[str, Any]] = deque()
+
+    def remembered() -> Iterator[dict[str, Any]]:
+        for row in rows:
+            waiting.append(row)
+            yield row
+
+    for prediction in llm.predict(remembered(), **options):
+        yield waiting.popleft(), prediction.as_dict()
+
+
+def _show(answers: Iterable[Answer], *, readable: bool) -> None:
+    for row, answer in answers:
+        if readable:
+            label = ", ".join(map(str, answer["labels"])) or "(none)" if "labels" in answer else answer["label"]
+            print(f"{label}  {answer['score']:.3f}  {' | '.join(map(str, row.values()))}", flush=True)
+        else:
+            print(json.dumps({**row, **answer}, ensure_ascii=False), flush=True)
+
+
+def _writer(path: Path, overwrite: bool) -> Callable[[Iterable[Answer]], Counter[str]]:
+    """Return what writes answers to a file that is there whole or not at all, and counts the labels."""
+    kinds = {".jsonl": _write_jsonl, ".csv": _write_csv, ".tsv": _write_csv}
+    if path.suffix not in kinds:
+        raise UsageError(f"--output {path}: this kind of file is not written", hint=f"one of {', '.join(kinds)}")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists", hint="choose another file, or replace this one with --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"the folder {path.absolute().parent} does not exist", hint="make it first")
+
+    def write(answers: Iterable[Answer]) -> Counter[str]:
+        labels: Counter[str] = Counter()
+
+        def counted() -> Iterator[Answer]:
+            for row, answer in answers:
+                labels.update(map(str, answer.get("labels", [answer["label"]])))
+                yield row, answer
+
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        try:
+            with full_disk(path), fresh.open("w", encoding="utf-8", newline="") as file:
+                kinds[path.suffix](counted(), file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                fresh.unlink()
+        return labels
+
+    return write
+
+
+def _write_jsonl(answers: Iterable[Answer], file: TextIO) -> None:
+    for row, answer in answers:
+        file.write(json.dumps({**row, **answer}, ensure_ascii=False) + "\n")
+
+
+def _write_csv(answers: Iterable[Answer], file: TextIO) -> None:
+    writer = None
+    for row, answer in answers:
+        cells = row | {k: json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for k, v in answer.items()}
+        cells.pop("scores", None)
+        if writer is None:
+            tabs = ".tsv." in Path(file.name).name
+            writer = csv.DictWriter(file, list(cells), delimiter="\t" if tabs else ",", lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(cells)

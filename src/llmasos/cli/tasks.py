@@ -1,0 +1,46 @@
+"""``llmasos tasks``: list what a model can be tuned for, and the fields of its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from ..core import plugins
+from .options import argument_lines
+from .output import AsJson, show_json, show_table
+
+EXAMPLES = """
+llmasos tasks
+llmasos tasks --json
+"""
+
+
+def run(*, as_json: AsJson = False) -> None:
+    """List what a model can be tuned for, the fields of its data, and the options of each."""
+    tasks = [_described(name) for name in plugins.names("tasks")]
+    if as_json:
+        show_json({"tasks": tasks})
+        return
+    for task in tasks:
+        print(f"{task['name']}: {task['doc']}\n")
+        show_table([("field", "", "what", "columns found by themselves"), *map(_field_row, task["fields"])])
+        print()
+        show_table([("option", "what"), *task["options"].items()])
+
+
+def _described(name: str) -> dict[str, Any]:
+    task = plugins.load("tasks", name)
+    lines = argument_lines(task)
+    return {
+        "name": name,
+        "doc": (inspect.getdoc(task) or "").partition("\n")[0],
+        "fields": [dataclasses.asdict(field) for field in task().fields],
+        "options": {field.name: lines.get(field.name, "") for field in dataclasses.fields(task)},
+    }
+
+
+def _field_row(field: dict[str, Any]) -> tuple[str, ...]:
+    aliases = field["aliases"]
+    shown = ", ".join(aliases[:5]) + (", ..." if len(aliases) > 5 else "")
+    return field["name"], "" if field["required"] else "optional", field["doc"], shown

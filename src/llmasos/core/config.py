@@ -1,0 +1,221 @@
+"""One dataclass per verb: the same names are Python keywords, YAML keys, command-line flags.
+
+A field's ``help`` is what ``--help`` prints and what the reference page shows. An unknown key is an
+error with the nearest known one. This is also the only place that reads environment variables.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from .errors import UsageError, did_you_mean
+
+T = TypeVar("T")
+
+
+def option(default: T, help: str, *, choices: tuple[str, ...] = (), least: float | None = None,
+           most: float | None = None) -> T:  # fmt: skip
+    """Declare a field with its help, its allowed words and its allowed range (ends included)."""
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least, "most": most})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of the verbs' options: built from keywords, YAML or ``key=value``, checked once."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check(item, getattr(self, item.name))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Build from keyword values; unknown names are an error with a suggestion."""
+        known = {item.name: item for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UsageError(
+                    f"there is no option {name!r}",
+                    hint=f"{did_you_mean(name, known)}known: {', '.join(known)}",
+                )
+        return cls(**{name: _typed(known[name], value) for name, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options as JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Config):
+    """How to fine-tune. Every field has a default that suits a first run."""
+
+    epochs: float = option(3.0, "times that every training row is seen", least=0.0)
+    batch_size: int = option(32, "rows per optimiser step", least=1)
+    learning_rate: float | None = option(
+        None, "peak learning rate; chosen from the model's size if not given", least=0.0
+    )
+    schedule: str = option(
+        "linear", "how the learning rate falls after the warm-up", choices=("linear", "cosine", "constant")
+    )
+    warmup: float = option(0.06, "share of the steps over which the learning rate rises", least=0.0, most=1.0)
+    weight_decay: float = option(0.01, "AdamW weight decay, on matrices only", least=0.0)
+    layer_decay: float = option(
+        1.0, "factor on the learning rate for each layer further from the output", least=0.0, most=1.0
+    )
+    gradient_clip: float = option(1.0, "largest norm of the gradient; 0 turns clipping off", least=0.0)
+    dropout: float | None = option(None, "dropout probability; the model's own if not given", least=0.0, most=0.9)
+    augment: float = option(
+        0.0, "share of tokens dropped or swapped in training texts, for small data", least=0.0, most=0.5
+    )
+    max_length: int | None = option(None, "longest text in tokens; the model's limit if not given", least=8)
+    max_steps: int | None = option(None, "stop after so many optimiser steps", least=1)
+    micro_batch_size: int | None = option(
+        None, "rows computed at once; the step's result does not depend on it", least=1
+    )
+    evaluations: int = option(1, "evaluations per epoch", least=1)
+    metric: str | None = option(None, "metric that picks the best model; the task's own if not given")
+    patience: int | None = option(None, "stop after so many evaluations without a better metric", least=1)
+    eval_split: float = option(0.1, "share of the rows set aside when no evaluation data is given", least=0.0, most=0.9)
+    allow_truncated: float = option(0.01, "share of the rows that may be cut to max_length", least=0.0, most=1.0)
+    allow_dropped: float = option(
+        0.01, "share of the rows that may be left out, such as empty ones", least=0.0, most=1.0
+    )
+    precision: str = option(
+        "auto", "number format of the work; weights are always kept in float32", choices=("auto", "float32", "bfloat16")
+    )
+    speed: str = option(
+        "auto",
+        "auto uses this project's faster equal paths where they are proven; plain uses transformers' own",
+        choices=("auto", "plain"),
+    )
+    device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
+    seed: int = option(0, "the one seed of the run", least=0)
+    threads: int | None = option(None, "processor threads; the physical cores if not given", least=1)
+
+
+@dataclass(frozen=True)
+class PredictConfig(Config):
+    """How to predict and evaluate."""
+
+    batch_size: int = option(64, "texts computed at once; the labels do not depend on it", least=1)
+    max_length: int | None = option(None, "longest text in tokens; the model's limit if not given", least=8)
+    allow_truncated: float = option(
+        1.0, "share of the texts that may be cut to max_length; cut ones are reported", least=0.0, most=1.0
+    )
+    precision: str = option("auto", "number format of the work", choices=("auto", "float32", "bfloat16"))
+    speed: str = option(
+        "auto",
+        "auto uses this project's faster equal paths where they are proven; plain uses transformers' own",
+        choices=("auto", "plain"),
+    )
+    device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
+    threads: int | None = option(None, "processor threads; the physical cores if not given", least=1)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a YAML recipe: a flat mapping of option names to values.
+
+    Raises:
+        UsageError: no such file, not YAML, or not a mapping.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"no such recipe: {path}", hint="--config takes the path of a YAML file") from error
+    except OSError as error:
+        raise UsageError(
+            f"the recipe {path} cannot be read: {error.strerror}", hint="--config takes the path of a YAML file"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is not YAML: {' '.join(str(error).split())}", hint="write one `key: value` a line"
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds a {type(content).__name__}", hint="write one `key: value` a line")
+    return content
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Turn ``["epochs=3", "seed=1"]`` (``--set``) into a mapping."""
+    out: dict[str, Any] = {}
+    for setting in settings:
+        name, sign, value = setting.partition("=")
+        if not sign or not name.strip():
+            raise UsageError(f"--set {setting!r} is not key=value", hint="for example --set epochs=3")
+        out[name.strip().replace("-", "_")] = value.strip()
+    return out
+
+
+def home() -> Path:
+    """Return the folder for this project's own files: ``LLMASOS_HOME``, else ``~/.cache/llmasos``."""
+    return Path(os.environ.get("LLMASOS_HOME") or Path.home() / ".cache" / "llmasos")
+
+
+def hub_endpoint() -> str:
+    """Return the address of the Hub: ``HF_ENDPOINT``, read at every call so that it may change."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def _kinds(item: Field[Any], owner: type) -> tuple[type, bool]:
+    """Return a field's plain type and whether None is allowed."""
+    hint = typing.get_type_hints(owner)[item.name]
+    if isinstance(hint, types.UnionType):
+        (kind,) = [part for part in typing.get_args(hint) if part is not type(None)]
+        return kind, True
+    return hint, False
+
+
+def _owner(item: Field[Any]) -> type:
+    return next(c for c in (FinetuneConfig, PredictConfig) if item in fields(c))
+
+
+def _typed(item: Field[Any], value: Any) -> Any:
+    """Convert words from YAML or the shell to the field's type; leave typed values alone."""
+    kind, optional = _kinds(item, _owner(item))
+    if value is None or (optional and isinstance(value, str) and value.lower() in ("none", "null", "")):
+        return None
+    if isinstance(value, str) or (_is_number(value) and kind is not str):
+        try:
+            if kind is int and not isinstance(value, str) and value != int(value):
+                raise ValueError(value)
+            return kind(value)
+        except (ValueError, OverflowError) as error:
+            raise UsageError(f"{item.name}={value!r} is not {_worded(kind)}", hint=item.metadata["help"]) from error
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _worded(kind: type) -> str:
+    return {int: "a whole number", float: "a number", str: "a word"}.get(kind, kind.__name__)
+
+
+def _check(item: Field[Any], value: Any) -> None:
+    kind, optional = _kinds(item, _owner(item))
+    if value is None and optional:
+        return
+    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if not fits or (kind is float and not math.isfinite(value)):
+        raise UsageError(f"{item.name}={value!r} is not {_worded(kind)}", hint=item.metadata["help"])
+    least, most, choices = (item.metadata[k] for k in ("least", "most", "choices"))
+    if choices and value not in choices:
+        raise UsageError(
+            f"{item.name}={value!r}", hint=f"{did_you_mean(str(value), choices)}one of {', '.join(choices)}"
+        )
+    if (least is not None and value < least) or (most is not None and value > most):
+        span = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
+        raise UsageError(f"{item.name}={value!r} is out of range", hint=f"{span}: {item.metadata['help']}")

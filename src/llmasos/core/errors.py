@@ -1,0 +1,119 @@
+"""Every error that LLMasOS raises on purpose, in one tree.
+
+    LLMasOSError                 what is wrong, then ``hint:`` what to do
+    ├── UsageError      ValueError       a wrong option, key, name or combination
+    ├── DataError       ValueError       wrong rows: file, row, field, found, expected
+    ├── NotFittedError  RuntimeError     a model without a task was asked for an answer
+    ├── MissingExtraError ImportError    an optional package is not installed: the pip line
+    ├── HardwareError   RuntimeError     the machine lacks what was asked for (memory, disk, device)
+    ├── BundleError     ValueError       a model folder that is damaged, unsafe or not a model
+    ├── ParityError     ArithmeticError  two ways to compute the same thing disagree: how much, where
+    ├── TrainingError   RuntimeError     a run that cannot go on (loss not finite, nothing to learn)
+    └── RemoteError     ConnectionError  a hub, cloud or server that cannot be reached or refused
+
+Each is also a subclass of the nearest builtin, so ``except ValueError`` keeps working.
+``exit_code`` is what the command line returns: 2 where the user must change the input, 1 where
+the work failed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LLMasOSError(Exception):
+    """Base of all errors here: one line of what is wrong and one of what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(LLMasOSError, ValueError):
+    """An option, key, name or combination that makes no sense."""
+
+    exit_code = 2
+
+
+class DataError(LLMasOSError, ValueError):
+    """Rows that cannot be used.
+
+    Args:
+        message: what is wrong, in one line.
+        problems: the single rows, already worded ("train.jsonl, row 3, field label: ..."); the
+            first ten are shown.
+        count: how many rows are wrong in all, when more were found than ``problems`` lists.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        problems: Iterable[str] = (),
+        count: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        listed = list(problems)
+        self.count = len(listed) if count is None else count
+        self.problems = listed[:10]
+
+    def __str__(self) -> str:
+        lines = [self.message, *(f"  {problem}" for problem in self.problems)]
+        if self.problems and self.count > len(self.problems):
+            lines.append(f"  ... and {self.count - len(self.problems)} more")
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class NotFittedError(LLMasOSError, RuntimeError):
+    """A model that has no task yet was asked to predict, evaluate or save one."""
+
+    exit_code = 2
+
+
+class MissingExtraError(LLMasOSError, ImportError):
+    """An optional package is missing; the message carries the pip line."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, install: str) -> None:
+        super().__init__(f"{what} needs a package that is not installed", hint=f"pip install {install}")
+
+
+class HardwareError(LLMasOSError, RuntimeError):
+    """The machine lacks what was asked for: a device, memory, disk space."""
+
+
+class BundleError(LLMasOSError, ValueError):
+    """A model folder that is damaged, unsafe to open or not a model."""
+
+    exit_code = 2
+
+
+class ParityError(LLMasOSError, ArithmeticError):
+    """Two ways to compute the same thing disagree: by how much and where."""
+
+
+class TrainingError(LLMasOSError, RuntimeError):
+    """A run that cannot go on."""
+
+
+class RemoteError(LLMasOSError, ConnectionError):
+    """A hub, cloud or server that cannot be reached, or that refused."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean 'x'? "`` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'? " if near else ""

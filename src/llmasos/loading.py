@@ -1,0 +1,172 @@
+"""Open a model: its folder checked, its tokenizer, and its weights with the head that a task needs.
+
+Only safetensors are read and no code of a model is ever run; ``core/bundle.py`` refuses the rest
+before a library opens anything. What transformers would only warn about is decided here: a weight
+that is missing below the head is an error, a head that must be new is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .core import bundle
+from .core.errors import BundleError, UsageError
+from .tasks.base import Task
+
+
+class Loaded(NamedTuple):
+    """A transformers model in float32, and what the user should know about how it was opened."""
+
+    model: Any
+    notes: list[str]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Open the tokenizer of a model folder.
+
+    Raises:
+        BundleError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet(), _explained(folder, "tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
+
+
+def longest_input(folder: Path, tokenizer: Any) -> int:
+    """Return how many tokens the model can take, special tokens included."""
+    config = load_config(folder)
+    positions = getattr(config, "max_position_embeddings", None) or 1 << 30
+    if "roberta" in config.model_type or config.model_type == "camembert":
+        positions -= config.pad_token_id + 1  # their positions start after the padding id
+    longest = min(int(tokenizer.model_max_length), int(positions))
+    return longest if longest < 1 << 24 else 4096
+
+
+def load_config(folder: Path) -> Any:
+    """Open the configuration of a model folder."""
+    from transformers import AutoConfig
+
+    with quiet(), _explained(folder, "config.json"):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def load_model(folder: Path, task: Task, *, seed: int = 0, known: Task | None = None) -> Loaded:
+    """Open the weights with the task's head; a head that the folder lacks is drawn from ``seed``.
+
+    Args:
+        folder: a checked model folder.
+        task: the task that the model is for, its labels settled.
+        seed: what a new head is drawn from.
+        known: the task that the folder was saved with; its head is kept only if the labels agree.
+
+    Raises:
+        BundleError: weights are missing or of another shape below the head, or cannot be read.
+    """
+    import torch
+    import transformers
+
+    bundle.check_folder(folder)
+    auto = getattr(transformers, task.auto_class)
+    with quiet(), _explained(folder, "weights"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, info = auto.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **task.head_config(),
+        )
+        fresh = _new_keys(model, info, folder)
+        if known is not None and not fresh and known.head_config() != task.head_config():
+            fresh = _draw_head(model)
+    notes = [f"new weights for {', '.join(fresh)}: they learn from your data"] if fresh else []
+    return Loaded(model, notes)
+
+
+def _new_keys(model: Any, info: dict[str, Any], folder: Path) -> list[str]:
+    """Return the modules that were not in the folder; refuse those that must have been."""
+    mismatched = {str(key[0] if isinstance(key, tuple | list) else key) for key in info["mismatched_keys"]}
+    missing = set(info["missing_keys"]) | mismatched
+    below = model.base_model_prefix + "."
+    broken = sorted(key for key in missing if key.startswith(below) and not key.startswith(below + "pooler."))
+    if broken:
+        raise BundleError(
+            f"{folder} lacks weights of the model itself: {', '.join(broken[:5])}"
+            + (f" and {len(broken) - 5} more" if len(broken) > 5 else ""),
+            hint="the file is incomplete or belongs to another architecture: fetch it again",
+        )
+    return sorted({key.rsplit(".", 1)[0] for key in missing})
+
+
+def _draw_head(model: Any) -> list[str]:
+    """Draw the linear layers above the base model anew. Returns their names."""
+    import torch
+
+    spread = getattr(model.config, "initializer_range", 0.02)
+    drawn = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and not name.startswith(model.base_model_prefix + "."):
+            torch.nn.init.normal_(module.weight, std=spread)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+            drawn.append(name)
+    return drawn
+
+
+def set_dropout(model: Any, probability: float) -> None:
+    """Set every dropout of a model, in its modules and in its configuration."""
+    import torch
+
+    for name in _DROPOUTS:
+        if getattr(model.config, name, None) is not None:
+            setattr(model.config, name, probability)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = probability
+
+
+_DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
+    "hidden_dropout", "seq_classif_dropout", "embedding_dropout", "mlp_dropout",
+    "resid_pdrop", "embd_pdrop", "attn_pdrop",
+)  # fmt: skip
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own bars and reports off the terminal: what matters is said by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(folder: Path, what: str) -> Iterator[None]:
+    """Put our sentence before what a library below says about a folder that it cannot open."""
+    try:
+        yield
+    except (BundleError, UsageError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BundleError(
+            f"the {what} in {folder} cannot be opened: {reason}",
+            hint="is it a complete transformers folder of a supported architecture?",
+        ) from error

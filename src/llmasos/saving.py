@@ -1,0 +1,70 @@
+"""Write a model so that transformers opens it unchanged, and ``llmasos.json`` beside it.
+
+``core/bundle.py`` decides how a folder takes its name; here is what goes into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .core import bundle
+from .loading import quiet
+from .metrics.base import Report
+from .tasks.base import Task
+
+
+def save(
+    path: Path, model: Any, tokenizer: Any, task: Task, origin: Mapping[str, Any], report: Report | None,
+    metrics: Mapping[str, float],
+) -> None:  # fmt: skip
+    """Write a complete model folder into an existing folder: Hugging Face files, then ``llmasos.json``."""
+    write_weights(model, path)
+    tokenizer.save_pretrained(path)
+    bundle.write_manifest(
+        path,
+        {
+            "made_by": f"llmasos {__version__}",
+            "task": task.to_dict(),
+            "tokenizer": tokenizer_contract(path, tokenizer),
+            "metrics": dict(metrics),
+            "report": None if report is None else report.as_dict(),
+            **origin,
+        },
+    )
+
+
+def tokenizer_contract(path: Path, tokenizer: Any) -> dict[str, Any]:
+    """Return what must stay equal wherever the model runs: hashes, special ids and a few golden texts."""
+    template = tokenizer.chat_template
+    texts = ("Hello, world!", "你好，世界。", "A1-b2 ...")
+    return {
+        "files": {f.name: bundle.digest(f) for f in sorted(path.glob("*token*.json"))},
+        "special_ids": {
+            name: tokenizer.convert_tokens_to_ids(token)
+            for name, token in tokenizer.special_tokens_map.items()
+            if isinstance(token, str)
+        },
+        "golden": [{"text": text, "ids": tokenizer(text)["input_ids"]} for text in texts],
+        "chat_template": hashlib.sha256(str(template).encode()).hexdigest() if template else None,
+    }
+
+
+def write_weights(model: Any, path: Path, *, shared: bool = False) -> None:
+    """Write the weights; ``shared`` while the trainer keeps all parameters as views into one array."""
+    copies = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()} if shared else None
+    with quiet():
+        model.save_pretrained(path, state_dict=copies)
+
+
+def read_weights(model: Any, path: Path) -> None:
+    """Read the weights that ``write_weights`` wrote back into the same model."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Any] = {}
+    for file in bundle.weight_files(path):
+        state |= load_file(path / file)
+    model.load_state_dict(state, strict=False)

@@ -1,0 +1,275 @@
+"""Parameters, gradients and AdamW in a few flat arrays, and the learning rate's schedule.
+
+Master weights are one float32 array; the model's own parameters are views into it, so the model is
+always current. The packed forward (``architectures/``) reads a bfloat16 copy and leaves bfloat16
+gradients, cast once a step. Of the word embedding only the rows that the data uses are carried: all
+other rows have a gradient of exactly zero at every step, so AdamW (Loshchilov & Hutter 2019) does
+nothing to them but weight decay, which is made up for when the rows are written back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..architectures.base import Architecture
+from ..core.config import FinetuneConfig
+
+
+def schedule(config: FinetuneConfig, steps: int, step: int) -> float:
+    """Return the factor on the learning rate at a step (from 0): linear warm-up, then the chosen fall."""
+    warmup = math.ceil(config.warmup * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    if config.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0 if config.schedule == "constant" else 1.0 - progress
+
+
+class _Part(NamedTuple):
+    """Parameters that lie side by side, and how they are trained. ``rows``: used rows of an embedding."""
+
+    parameters: tuple[Tensor, ...]
+    packed: bool
+    scale: float
+    decay: bool
+    rows: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        if self.rows is not None:
+            return len(self.rows) * self.parameters[0].shape[1]
+        return sum(p.numel() for p in self.parameters)
+
+
+class Parameters:
+    """All trained parameters of a model with their gradients and AdamW's state (``base.Weights``).
+
+    Args:
+        model: a transformers model in float32, on its device.
+        config: learning rate, weight decay, clipping and layer decay.
+        learning_rate: the peak rate.
+        architecture: the packed forward's family, or None for transformers' own forward.
+        dtype: precision of the packed forward's work.
+        used: sorted ids of the tokens that the data uses; None trains the whole embedding.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: FinetuneConfig,
+        learning_rate: float,
+        *,
+        architecture: Architecture | None = None,
+        dtype: torch.dtype = torch.float32,
+        used: np.ndarray[Any, Any] | None = None,
+    ) -> None:
+        self.clip = config.gradient_clip
+        self.learning_rate = learning_rate
+        self.fresh = True
+        self._table = architecture.embedding(model) if architecture and used is not None else None
+        self._rows = None if used is None else torch.as_tensor(used, dtype=torch.int64)
+        self._remap = self._make_remap()
+        self._untouched_decay = 1.0
+        parts = self._parts(model, config, architecture)
+        self._place: dict[int, tuple[int, int]] = {}
+        self._shared: list[Tensor] = []
+        self._fill(parts, dtype)
+        self.optimizer = torch.optim.AdamW(
+            self._segments(parts, config.weight_decay), lr=learning_rate, fused=self.master.device.type in _FUSED
+        )
+        self._buffers_ready = False
+
+    # -- layout -------------------------------------------------------------------------------------
+
+    def _parts(self, model: nn.Module, config: FinetuneConfig, architecture: Architecture | None) -> list[_Part]:
+        groups = architecture.layout(model) if architecture else []
+        packed = {id(p) for group in groups for p in group}
+        rest = [(p,) for p in model.parameters() if id(p) not in packed]
+        scales = layer_scales(model, config.layer_decay)
+        parts = []
+        for group in [*groups, *rest]:
+            if group[0].requires_grad:
+                rows = self._rows if group[0] is self._table else None
+                decay = group[0].ndim > 1
+                parts.append(_Part(tuple(group), id(group[0]) in packed, scales[id(group[0])], decay, rows))
+        return sorted(parts, key=lambda part: (not part.packed, part.scale, not part.decay))  # stable
+
+    def _fill(self, parts: list[_Part], dtype: torch.dtype) -> None:
+        """Copy the parameters into flat arrays and make them views of these."""
+        size = sum(part.size for part in parts)
+        device = parts[0].parameters[0].device
+        self.master = torch.empty(size, dtype=torch.float32, device=device)
+        self.gradients = torch.zeros(size, dtype=torch.float32, device=device)
+        self._packed = sum(part.size for part in parts if part.packed)
+        low = dtype != torch.float32
+        self._work = torch.empty(self._packed, dtype=dtype, device=device) if low else self.master
+        self._low = torch.zeros(self._packed, dtype=dtype, device=device) if low else self.gradients
+        at = 0
+        for part in parts:
+            if part.rows is not None:
+                table = part.parameters[0]
+                self._table_slice = slice(at, at + part.size)
+                self.master[self._table_slice] = table.detach()[part.rows.to(device)].reshape(-1)
+                at += part.size
+                continue
+            for parameter in part.parameters:
+                here = slice(at, at + parameter.numel())
+                self.master[here] = parameter.detach().reshape(-1)
+                parameter.data = self.master[here].view_as(parameter)
+                parameter.grad = self.gradients[here].view_as(parameter)
+                self._place[id(parameter)] = (here.start, here.stop)
+                self._shared.append(parameter)
+                at = here.stop
+        self._refresh()
+
+    def _segments(self, parts: list[_Part], weight_decay: float) -> list[dict[str, Any]]:
+        """Merge neighbours that are trained alike into one tensor each."""
+        segments: list[dict[str, Any]] = []
+        at, last = 0, None
+        for part in parts:
+            key = (part.packed, part.scale, part.decay)
+            if key == last:
+                segments[-1]["stop"] = at + part.size
+            else:
+                segments.append({"start": at, "stop": at + part.size, "scale": part.scale, "decay": part.decay})
+            at, last = at + part.size, key
+        groups = []
+        for segment in segments:
+            here = slice(segment["start"], segment["stop"])
+            tensor = self.master[here]
+            tensor.grad = self.gradients[here]
+            groups.append(
+                {"params": [tensor], "scale": segment["scale"], "weight_decay": weight_decay * segment["decay"]}
+            )
+        self._weight_decay = weight_decay
+        return groups
+
+    def _make_remap(self) -> Tensor | None:
+        if self._table is None or self._rows is None:
+            return None
+        remap = torch.full((self._table.shape[0],), -1, dtype=torch.int64)
+        remap[self._rows] = torch.arange(len(self._rows))
+        return remap.to(self._table.device)
+
+    # -- what the packed forward asks for (base.Weights) ----------------------------------------------
+
+    def work(self, *parameters: Tensor) -> Tensor:
+        """Return the stacked parameters in the work precision: a view that follows every step."""
+        if id(parameters[0]) not in self._place:  # frozen
+            stacked = torch.cat([p.detach() for p in parameters])
+            return stacked.to(self._work.dtype)
+        return self._view(self._work, parameters)
+
+    def gradient(self, *parameters: Tensor) -> Tensor | None:
+        """Return where the gradient of the stacked parameters goes; None where they are frozen."""
+        return self._view(self._low, parameters) if id(parameters[0]) in self._place else None
+
+    def rows(self, parameter: Tensor, ids: Tensor) -> Tensor:
+        """Return rows of the word embedding in the work precision."""
+        if self._remap is None:
+            return parameter.detach()[ids].to(self._work.dtype)
+        return self._compact(self.master)[self._remap[ids]].to(self._work.dtype)
+
+    def add_rows(self, parameter: Tensor, ids: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of rows of the word embedding. gradient: (tokens, hidden)."""
+        if self._remap is not None:
+            self._compact(self.gradients).index_add_(0, self._remap[ids], gradient.float())
+        elif parameter.grad is not None:
+            parameter.grad.index_add_(0, ids, gradient.float())
+
+    def _view(self, flat: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+        start, stop = self._place[id(parameters[0])][0], self._place[id(parameters[-1])][1]
+        return flat[start:stop].view(-1, *parameters[0].shape[1:])
+
+    def _compact(self, flat: Tensor) -> Tensor:
+        assert self._table is not None
+        return flat[self._table_slice].view(-1, self._table.shape[1])
+
+    # -- a step ---------------------------------------------------------------------------------------
+
+    def absorb(self) -> None:
+        """Take over the packed forward's gradients after a backward pass; several add up."""
+        if self._low is not self.gradients:
+            here = self.gradients[: self._packed]
+            here.add_(self._low) if self._buffers_ready else here.copy_(self._low)
+            self._buffers_ready = True
+        else:
+            self.fresh = False
+
+    def norm(self) -> float:
+        """Return the norm of the whole gradient."""
+        return float(torch.linalg.vector_norm(self.gradients))
+
+    def step(self, factor: float, norm: float) -> float:
+        """Clip, update, and make ready for the next step. Returns the learning rate used."""
+        if 0.0 < self.clip < norm:
+            self.gradients.mul_(self.clip / (norm + 1e-6))
+        rate = self.learning_rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimizer.step()
+        self._untouched_decay *= 1.0 - rate * self._weight_decay
+        self._refresh()
+        self.clear()
+        return rate
+
+    def clear(self) -> None:
+        """Forget the gradients of this step."""
+        start = 0 if self._low is self.gradients else self._packed
+        self.gradients[start:].zero_()
+        self._buffers_ready, self.fresh = False, True
+
+    def _refresh(self) -> None:
+        if self._work is not self.master:
+            self._work.copy_(self.master[: self._packed])
+
+    def write_back(self) -> None:
+        """Bring the model's word embedding up to date; all other parameters always are."""
+        if self._table is None or self._rows is None:
+            return
+        rows = self._rows.to(self._table.device)
+        if self._untouched_decay != 1.0:
+            self._table.data.mul_(self._untouched_decay)
+            self._untouched_decay = 1.0
+        self._table.data[rows] = self._compact(self.master)
+
+    def release(self) -> None:
+        """Give the model parameters of its own again, and drop the optimiser's memory."""
+        self.write_back()
+        for group in self.optimizer.param_groups:
+            group["params"] = []
+        self.optimizer.state.clear()
+        for parameter in self._shared:
+            parameter.data, parameter.grad = parameter.data.clone(), None
+
+
+_FUSED = ("cpu", "cuda", "mps", "xpu")
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[int, float]:
+    """Return a learning-rate factor per parameter: ``decay`` to the power of its distance from the head.
+
+    Layer-wise rate decay as in Sun et al. 2019 ("How to Fine-Tune BERT"): the head has factor 1, the
+    last layer ``decay``, the layer below ``decay`` squared, the embeddings one more.
+    """
+    names = dict(model.named_parameters())
+    depth = max((n for name in names for n in _layer_numbers(name)), default=-1) + 1
+    scales = {}
+    for name, parameter in names.items():
+        layer = next(_layer_numbers(name), None)
+        if layer is not None:
+            scales[id(parameter)] = decay ** (depth - layer)
+        else:
+            scales[id(parameter)] = decay ** (depth + 1) if "embeddings" in name else 1.0
+    return scales
+
+
+def _layer_numbers(name: str) -> Iterator[int]:
+    return (int(part) for part in name.split(".") if part.isdigit())

@@ -1,0 +1,227 @@
+"""What a run will do and cost, before it runs: choices with their reasons, and measured predictions.
+
+The same preparation and the same first steps as the run itself are timed here, the longest batch
+first, on this machine and these rows; the model that took them is thrown away. Seconds per step are
+fitted as a constant plus a share per token, which is what a step over packed rows costs.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..core import hardware
+from ..core.config import FinetuneConfig
+from ..core.events import Event, Note, Phase
+from ..data.batching import epoch_order, gather
+from ..engines.torch import TorchEngine
+from ..evaluation import evaluate
+from ..loading import longest_input
+from ..saving import write_weights
+from ..tasks.base import Task
+from .prepare import Prepared, prepare
+from .run import _noting, ready
+from .trainer import Setup, Stepper, evaluation_steps
+
+if TYPE_CHECKING:
+    from ..sources.base import Located
+
+SAMPLE = 20_000
+"""Rows that are tokenised for a plan; of more, a random sample stands for all."""
+BUDGET = 8.0
+"""Seconds that the measured steps may take, once the first few are done."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: what was chosen and why."""
+
+    name: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``finetune`` will do and cost.
+
+    ``tokens`` are those of one epoch; ``seconds`` the whole call, ``phases`` its parts;
+    ``memory_bytes`` the peak resident memory of the process; ``disk_bytes`` what is written at most.
+    """
+
+    rows: int
+    evaluation_rows: int
+    tokens: int
+    longest: int
+    steps: int
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+    phases: dict[str, float]
+    choices: list[Choice]
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON types."""
+        return asdict(self)
+
+
+def plan(
+    located: Located,
+    tokenizer: Any,
+    known: Task | None,
+    task: Task,
+    data: Any,
+    eval_data: Any,
+    *,
+    columns: Mapping[str, str] | None,
+    config: FinetuneConfig,
+) -> Generator[Event, None, Plan]:
+    """Prepare, load, and measure a few steps. Arguments are those of ``run.finetune``."""
+    hardware.set_threads(config.threads)
+    hardware.reset_peak()
+    notes: list[str] = []
+    phases: dict[str, float] = {}
+    clock = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared: Prepared = yield from _noting(
+            prepare(
+                task, data, eval_data, columns=columns, tokenizer=tokenizer,
+                limit=longest_input(located.path, tokenizer), config=config,
+                folder=Path(scratch), scratch=Path(scratch) / "arrays", most=SAMPLE,
+            ),
+            notes,
+        )  # fmt: skip
+        phases["prepare"] = (time.perf_counter() - clock) * prepared.scale
+        clock = time.perf_counter()
+        yield Phase("load")
+        model, setup, said = ready(located, tokenizer, known, prepared, config)
+        notes += said
+        phases["load"] = time.perf_counter() - clock
+        yield Phase("measure")
+        phases["train"] = _training_seconds(model, setup, prepared)
+        phases["evaluate"] = _evaluation_seconds(model, setup, prepared)
+        clock = time.perf_counter()
+        write_weights(model, Path(scratch))
+        saves = max(1, len(evaluation_steps(setup)))
+        phases["save"] = (time.perf_counter() - clock) * saves + _FINISH
+        memory = hardware.peak_resident_memory()
+        weights = sum(p.numel() * 4 for p in model.parameters())
+        disk = weights * min(2, saves) + int(prepared.scale * prepared.train.ids.nbytes)
+        available = hardware.memory_available() + hardware.resident_memory()
+    if memory > available:
+        notes.append(
+            f"needs {memory / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free: lower micro_batch_size"
+        )
+        yield Note(notes[-1], "warning")
+    return Plan(
+        rows=round(len(prepared.train) * prepared.scale),
+        evaluation_rows=0 if prepared.evaluation is None else round(len(prepared.evaluation) * prepared.scale),
+        tokens=round(prepared.train.tokens * prepared.scale),
+        longest=int(prepared.train.lengths.max()),
+        steps=_steps(setup, prepared),
+        seconds=sum(phases.values()),
+        memory_bytes=memory,
+        disk_bytes=disk,
+        phases=phases,
+        choices=_choices(model, setup, prepared),
+        notes=notes,
+    )
+
+
+_FINISH = 1.5  # seconds for the report's intervals, the curves and the records
+
+
+def _steps(setup: Setup, prepared: Prepared) -> int:
+    per_epoch = math.ceil(len(prepared.train) * prepared.scale / setup.config.batch_size)
+    steps = math.ceil(setup.config.epochs * per_epoch)
+    return min(steps, setup.config.max_steps or steps)
+
+
+def _training_seconds(model: Any, setup: Setup, prepared: Prepared) -> float:
+    """Time real steps, the longest batch first, and predict the sum over all batches of the run."""
+    order = epoch_order(setup.train.lengths, setup.config.batch_size, setup.config.seed, 0)
+    batches = [gather(setup.train, rows) for rows in order]
+    tokens = np.asarray([batch.tokens for batch in batches])
+    by_size = np.argsort(-tokens, kind="stable")
+    picks = [by_size[0], *by_size[np.linspace(0, len(by_size) - 1, min(9, len(by_size))).astype(int)]]
+    stepper = Stepper(model, setup)
+    measured: list[tuple[int, float]] = []
+    begin = time.perf_counter()
+    for i, pick in enumerate(picks):
+        clock = time.perf_counter()
+        stepper.compute(batches[pick])
+        stepper.update(0)
+        if i:  # the first step also warms up
+            measured.append((int(tokens[pick]), time.perf_counter() - clock))
+        if len(measured) >= 3 and time.perf_counter() - begin > BUDGET:
+            break
+    stepper.release()
+    steps = _steps(setup, prepared)
+    return _fit(measured, steps, steps * float(tokens.mean()))
+
+
+def _fit(measured: list[tuple[int, float]], steps: int, tokens: float) -> float:
+    """Least squares for seconds = a + b tokens, both at least zero; returns the sum over the run."""
+    x = np.asarray([m[0] for m in measured], dtype=float)
+    y = np.asarray([m[1] for m in measured])
+    slope = 0.0 if np.ptp(x) == 0 else float(np.cov(x, y, bias=True)[0, 1] / x.var())
+    slope = min(max(slope, 0.0), float((y / x).min()))
+    constant = max(0.0, float(np.median(y - slope * x)))
+    return constant * steps + slope * tokens
+
+
+def _evaluation_seconds(model: Any, setup: Setup, prepared: Prepared) -> float:
+    if setup.evaluation is None:
+        return 0.0
+    engine = TorchEngine(model, setup.pad_id, precision=setup.precision, speed=setup.speed)
+    part = setup.evaluation.head(min(len(setup.evaluation), 512))
+    evaluate(engine, setup.task, part.head(1))  # warms up, and proves the packed forward
+    clock = time.perf_counter()
+    evaluate(engine, setup.task, part)
+    each = (time.perf_counter() - clock) / part.tokens
+    return each * setup.evaluation.tokens * prepared.scale * len(evaluation_steps(setup))
+
+
+def _choices(model: Any, setup: Setup, prepared: Prepared) -> list[Choice]:
+    config = setup.config
+    device = hardware.pick_device(config.device)
+    _, why_precision = hardware.pick_precision(config.precision, device)
+    lengths = setup.train.lengths
+    order = epoch_order(lengths, config.batch_size, config.seed, 0)
+    padding = 1 - lengths.sum() / sum(int(lengths[rows].max()) * len(rows) for rows in order)
+    plain = 1 - lengths.mean() / lengths.max()
+    return [
+        Choice("device", str(device), "the fastest that was found" if config.device == "auto" else "as asked"),
+        Choice("threads", str(torch.get_num_threads()), "as asked" if config.threads else "the physical cores"),
+        Choice("precision", setup.precision, why_precision),
+        Choice("forward", "packed" if setup.architecture else "transformers", _why_forward(setup, model)),
+        Choice(
+            "batches",
+            f"{config.batch_size} rows of near-equal length",
+            f"{padding:.1%} padding instead of {plain:.0%}"
+            + (", none in the packed forward" if setup.architecture else ""),
+        ),
+        Choice(
+            "learning_rate",
+            f"{setup.learning_rate:g}",
+            "as asked" if config.learning_rate else f"for a model of width {getattr(model.config, 'hidden_size', '?')}",
+        ),
+        Choice("max_length", str(prepared.max_length), "as asked" if config.max_length else "the model's limit"),
+        Choice("metric", setup.metric, "picks the best model on the validation rows"),
+        Choice("torch.compile", "off", "texts differ in length: compiling each shape costs more than it gains"),
+    ]
+
+
+def _why_forward(setup: Setup, model: Any) -> str:
+    if setup.architecture is None:
+        return "as asked" if setup.config.speed == "plain" else f"no packed one for {model.config.model_type}"
+    return "no work on padding or on positions nobody reads; equal logits and gradients on rows of this data"

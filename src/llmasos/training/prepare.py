@@ -1,0 +1,195 @@
+"""From whatever the user calls data to encoded rows for training and validation, with the row ledgers.
+
+The plan and the run both come through here, so that a plan speaks of exactly the rows that a run sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.config import FinetuneConfig
+from ..core.errors import DataError, UsageError
+from ..core.events import Event, Note, Phase, Progress
+from ..data.dataset import Dataset, read, split
+from ..data.encoding import Encoded, encode
+from ..data.ledger import Ledger
+from ..tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that is ready to train on, with the task settled.
+
+    ``fingerprints`` and ``ledgers`` have the keys "train" and, where there is one, "evaluation".
+    """
+
+    task: Task
+    rows: Dataset
+    train: Encoded
+    evaluation_rows: Dataset | None
+    evaluation: Encoded | None
+    max_length: int
+    ledgers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    scale: float = 1.0
+    """Rows of the data for each row prepared; above 1 where a sample stands for all (a plan)."""
+
+    def describe(self, index: int) -> str:
+        """Word a row of the encoded training data for a message: file, row and line."""
+        return self.rows.where(int(self.train.rows[index]))
+
+
+def prepare(
+    task: Task,
+    data: Any,
+    eval_data: Any,
+    *,
+    columns: Mapping[str, str] | None,
+    tokenizer: Any,
+    limit: int,
+    config: FinetuneConfig,
+    folder: Path | None,
+    scratch: Path | None,
+    most: int | None = None,
+) -> Generator[Event, None, Prepared]:
+    """Read, check, split and encode.
+
+    Args:
+        task: the task, its labels settled or not.
+        data, eval_data: anything that ``data.dataset.read`` takes; without evaluation data a stratified
+            part of the rows is set aside.
+        columns: task field -> column.
+        tokenizer: the model's tokenizer.
+        limit: tokens that the model can take.
+        config: max_length, eval_split and what may be cut or dropped.
+        folder: where the ledgers go; None keeps them in memory.
+        scratch: where the arrays go; None keeps them in memory.
+        most: prepare only a random sample of so many rows, if there are more.
+
+    Yields:
+        What is being done. The result is the generator's return value.
+    """
+    max_length = _checked_length(config, limit)
+    yield Phase("read")
+    rows = read(data, task.fields, columns=columns)
+    held = None if eval_data is None else read(eval_data, task.fields, columns=columns)
+    task, notes = _fitted(task, rows)
+    for note in notes:
+        yield Note(note)
+    if held is None and config.eval_split > 0:
+        total = len(rows)
+        rows, held = split(rows, config.eval_split, config.seed)
+        yield Note(f"no evaluation data given: {len(held)} of {total} rows are set aside (eval_split), drawn by class")
+    if not len(rows):
+        raise DataError("no row is left to train on", hint="a smaller eval_split, or more rows")
+    total, (rows, held) = len(rows), (_sampled(part, most, config.seed) for part in (rows, held))
+    scale = total / len(rows)
+    ledgers: dict[str, Ledger] = {}
+    encoded: dict[str, Encoded | None] = {"evaluation": None}
+    for name, part in (("evaluation", held), ("train", rows)):
+        if part is None:
+            continue
+        file = "ledger.jsonl" if name == "train" else "ledger-evaluation.jsonl"
+        ledgers[name] = Ledger(folder and folder / file, evaluation=ledgers.get("evaluation"))
+        encoded[name] = yield from _encoded(part, name, task, tokenizer, max_length, config, scratch, ledgers[name])
+    summaries = {name: ledger.summary() for name, ledger in ledgers.items()}
+    if scale == 1.0:
+        yield from _ledger_notes(summaries, max_length)
+    train = encoded["train"]
+    assert train is not None
+    prints = (
+        {}
+        if scale != 1.0
+        else {"train": rows.fingerprint()} | ({} if held is None else {"evaluation": held.fingerprint()})
+    )
+    return Prepared(task, rows, train, held, encoded["evaluation"], max_length, summaries, prints, scale)
+
+
+def _sampled(rows: Any, most: int | None, seed: int) -> Any:
+    if rows is None or most is None or len(rows) <= most:
+        return rows
+    return rows.select(np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False)))
+
+
+def _checked_length(config: FinetuneConfig, limit: int) -> int:
+    if config.max_length is not None and config.max_length > limit:
+        raise UsageError(
+            f"max_length={config.max_length}, but this model takes at most {limit} tokens",
+            hint=f"max_length={limit}, or a model for longer texts",
+        )
+    return config.max_length or limit
+
+
+def _fitted(task: Task, rows: Dataset) -> tuple[Task, list[str]]:
+    """Settle the labels on the rows that are in order; the others are reported when rows are encoded."""
+    good = (row for batch in rows.batches() for row in batch if task.problem(row) is None)
+    first = next(good, None)
+    if first is None:
+        return task, []
+
+    def again() -> Any:
+        yield first
+        yield from good
+
+    return task.fitted(again())
+
+
+def _encoded(
+    rows: Dataset,
+    name: str,
+    task: Task,
+    tokenizer: Any,
+    max_length: int,
+    config: FinetuneConfig,
+    scratch: Path | None,
+    ledger: Ledger,
+) -> Generator[Event, None, Encoded]:
+    yield Phase("tokenize", len(rows))
+    encoded = encode(
+        rows,
+        task,
+        tokenizer,
+        max_length,
+        folder=scratch and scratch / name,
+        allow_truncated=config.allow_truncated,
+        allow_dropped=config.allow_dropped,
+        ledger=ledger,
+    )
+    yield Progress(len(rows))
+    return encoded
+
+
+def _ledger_notes(summaries: dict[str, dict[str, Any]], max_length: int) -> list[Note]:
+    """Say what the ledgers found: nothing is cut, left out or doubled in silence."""
+    notes = []
+    for name, summary in summaries.items():
+        where = "training" if name == "train" else "evaluation"
+        said = [
+            (summary["truncated"], f"cut to {max_length} tokens, losing {summary['tokens_cut']} tokens"),
+            (summary["dropped"], "left out: " + ", ".join(summary["reasons"])),
+            (summary["duplicates"], "repeat an earlier row"),
+            (summary["contradictory"], "repeat an earlier row with another label"),
+            (summary["in_evaluation_data"], "are also in the evaluation data: its score will flatter"),
+        ]
+        notes += [
+            Note(f"{count} of {summary['rows']} {where} rows {text} (see {_LEDGERS[name]})", "warning")
+            for count, text in said
+            if count
+        ]
+    return notes
+
+
+_LEDGERS = {"train": "ledger.jsonl", "evaluation": "ledger-evaluation.jsonl"}
+
+
+def used_tokens(train: Encoded) -> np.ndarray[Any, Any]:
+    """Return the sorted ids of all tokens that occur, in constant memory."""
+    seen = np.zeros(int(train.ids.max()) + 1, dtype=bool)
+    for start in range(0, train.tokens, 1 << 22):
+        seen[train.ids[start : start + (1 << 22)]] = True
+    return np.flatnonzero(seen)

@@ -1,0 +1,413 @@
+"""One training from start to end: prepare, load, train, keep the best model, report, take the name.
+
+While it runs, everything is in ``NAME.unfinished``; the folder takes its name in one step when it is
+complete, so NAME is never half of a model. Inside are a Hugging Face folder, ``llmasos.json`` and
+``run/``: run.json, metrics.jsonl, the ledgers and curves.png.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import __version__
+from ..core import atomic, bundle, hardware
+from ..core.config import FinetuneConfig, home
+from ..core.errors import TrainingError, UsageError
+from ..core.events import Evaluated, Event, Finished, Note, Phase, Saved, Step
+from ..loading import longest_input
+from ..metrics.base import Report
+from ..saving import read_weights, save, write_weights
+from ..tasks.base import Task
+
+if TYPE_CHECKING:
+    from ..sources.base import Located
+    from .prepare import Prepared
+    from .trainer import Setup
+
+
+@dataclass
+class Run:
+    """One finished training.
+
+    ``path`` is the folder with its records (and the model, where an output was named); ``metrics`` are
+    those of the model that was kept; ``report`` has their intervals; ``reason`` says why it ended.
+    """
+
+    path: Path
+    reason: str
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+    report: Report | None
+    ledger: dict[str, Any]
+    best_step: int
+    output: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the run as JSON types."""
+        return {
+            "path": str(self.path),
+            "output": None if self.output is None else str(self.output),
+            "reason": self.reason,
+            "steps": self.steps,
+            "best_step": self.best_step,
+            "seconds": round(self.seconds, 3),
+            "metrics": self.metrics,
+            "report": None if self.report is None else self.report.as_dict(),
+            "ledger": self.ledger,
+            "notes": self.notes,
+        }
+
+
+class RunFolder:
+    """The folder of a run in progress.
+
+    Raises:
+        UsageError: the output exists already and may not be replaced, or an unfinished run is there.
+    """
+
+    def __init__(self, output: str | Path | None, *, overwrite: bool = False) -> None:
+        self.output = None if output is None else Path(output)
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        if self.output is None:
+            (home() / "runs").mkdir(parents=True, exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(prefix=f"{stamp}-", dir=home() / "runs"))
+        else:
+            bundle.recover(self.output)
+            self._check(self.output, overwrite)
+            self.path = self.output.with_name(self.output.name + ".unfinished")
+            if self.path.exists():
+                shutil.rmtree(self.path)
+        self.overwrite = overwrite
+        self.records = self.path / "run"
+        self.records.mkdir(parents=True)
+        self.scratch = self.path / "scratch"
+        self.best = self.path / "best"
+        self._metrics = (self.records / "metrics.jsonl").open("a", encoding="utf-8")
+
+    @staticmethod
+    def _check(output: Path, overwrite: bool) -> None:
+        if output.exists() and not overwrite:
+            raise UsageError(f"{output} exists already", hint="another output, or overwrite (--overwrite)")
+        if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not bundle.is_bundle(output))):
+            raise UsageError(f"{output} is not a model folder and is not replaced", hint="name another output")
+        unfinished = output.with_name(output.name + ".unfinished")
+        if unfinished.exists() and not overwrite:
+            raise UsageError(
+                f"{unfinished} holds an unfinished run",
+                hint="its best model, if any, is in its folder best/; overwrite (--overwrite) starts anew",
+            )
+
+    def record(self, event: Event) -> None:
+        """Append steps and evaluations to metrics.jsonl."""
+        if isinstance(event, Step | Evaluated):
+            self._metrics.write(json.dumps(event.as_dict()) + "\n")
+            if isinstance(event, Evaluated):
+                self._metrics.flush()
+
+    def finish(self, *, has_model: bool) -> Path:
+        """Take the final name (with an output and a model), or keep the records only."""
+        self._metrics.close()
+        for folder in (self.scratch, self.best):
+            shutil.rmtree(folder, ignore_errors=True)
+        if self.output is None or not has_model:
+            return self.path
+
+        def move(fresh: Path) -> None:
+            for item in self.path.iterdir():
+                item.rename(fresh / item.name)
+
+        bundle.write_folder(self.output, move, overwrite=self.overwrite)
+        self.path.rmdir()
+        return self.output
+
+    def discard(self) -> None:
+        """Remove the folder: nothing was learned yet."""
+        self._metrics.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def default_learning_rate(model: Any) -> float:
+    """Return a peak rate for AdamW by the model's width: small models take larger steps.
+
+    5e-5 to 2e-5 is what BERT's authors searched for widths 768 and 1024 (Devlin et al. 2019, A.3);
+    narrower models are commonly tuned with rates in inverse proportion to the width.
+    """
+    width = getattr(model.config, "hidden_size", None) or getattr(model.config, "dim", None) or 768
+    return min(2e-4, 4e-5 * 768 / width)
+
+
+def finetune(
+    located: Located,
+    tokenizer: Any,
+    known: Task | None,
+    task: Task,
+    data: Any,
+    eval_data: Any,
+    *,
+    columns: Mapping[str, str] | None,
+    output: str | Path | None,
+    overwrite: bool,
+    config: FinetuneConfig,
+    model: Any = None,
+) -> Generator[Event, None, tuple[Any, Task, Run]]:
+    """Run one training.
+
+    Args:
+        located: the folder that the model comes from.
+        tokenizer: its tokenizer.
+        known: the task that it was saved with, if any.
+        task, data, eval_data, columns, output, overwrite, config: as for ``LLM.finetune``.
+        model: a model in memory to go on with; None opens the folder.
+
+    Yields:
+        Events.
+
+    Returns:
+        The trained transformers model, the settled task, and the run.
+    """
+    from .prepare import prepare
+
+    started = time.perf_counter()
+    folder = RunFolder(output, overwrite=overwrite)
+    notes: list[str] = []
+    try:
+        hardware.set_threads(config.threads)
+        prepared: Prepared = yield from _noting(
+            prepare(
+                task,
+                data,
+                eval_data,
+                columns=columns,
+                tokenizer=tokenizer,
+                limit=longest_input(located.path, tokenizer),
+                config=config,
+                folder=folder.records,
+                scratch=folder.scratch,
+            ),
+            notes,
+        )
+        yield Phase("load")
+        model, setup, said = ready(located, tokenizer, known, prepared, config, model)
+        for note in said:
+            notes.append(note)
+            yield Note(note)
+        _write_record(folder, located, setup, prepared, notes, {})
+    except BaseException:
+        folder.discard()
+        raise
+    return (yield from _train(folder, located, tokenizer, model, setup, prepared, notes, started))
+
+
+def _noting(events: Generator[Event, None, Any], notes: list[str]) -> Generator[Event, None, Any]:
+    """Pass events on, keeping the text of the notes."""
+    try:
+        while True:
+            event = next(events)
+            if isinstance(event, Note):
+                notes.append(event.text)
+            yield event
+    except StopIteration as stop:
+        return stop.value
+
+
+def ready(
+    located: Located, tokenizer: Any, known: Task | None, prepared: Prepared, config: FinetuneConfig, model: Any = None
+) -> tuple[Any, Setup, list[str]]:
+    """Open the model on its device and decide how it is trained. Returns notes as the third part."""
+    from ..architectures import _proof
+    from ..architectures.base import find
+    from ..data.batching import gather, sorted_order
+    from ..engines.base import few
+    from ..loading import load_model, set_dropout
+    from .trainer import Setup
+
+    device = hardware.pick_device(config.device)
+    precision, _ = hardware.pick_precision(config.precision, device)
+    notes: list[str] = []
+    if model is None:
+        model, notes = load_model(located.path, prepared.task, seed=config.seed, known=known)
+    model.to(device)
+    if config.dropout is not None:
+        set_dropout(model, config.dropout)
+    pad_id = tokenizer.pad_token_id or 0
+    architecture = find(model)[0] if config.speed == "auto" else None
+    if architecture is not None:
+        rows = list(sorted_order(prepared.train.lengths, 4))[-1]
+        batch = few(gather(prepared.train, rows))
+
+        def loss(logits: Any) -> Any:
+            import torch
+
+            return prepared.task.loss(logits, torch.from_numpy(batch.targets).to(device)) / len(batch)
+
+        proof = _proof.prove(model, architecture, batch, pad_id, loss)
+        if not proof.holds:
+            notes.append(f"the packed forward differs from transformers' own (logits {proof.logits:.1e}, gradients "
+                         f"{proof.gradients:.1e}) and is not used")  # fmt: skip
+            architecture = None
+    setup = Setup(
+        task=prepared.task,
+        train=prepared.train,
+        evaluation=prepared.evaluation,
+        config=config,
+        learning_rate=config.learning_rate or default_learning_rate(model),
+        metric=_metric(prepared, config),
+        precision=precision,
+        architecture=architecture,
+        special_ids=frozenset(tokenizer.all_special_ids),
+        pad_id=pad_id,
+        describe=prepared.describe,
+    )
+    return model, setup, notes
+
+
+def _metric(prepared: Prepared, config: FinetuneConfig) -> str:
+    from ..core.errors import did_you_mean
+
+    name = config.metric or prepared.task.default_metric
+    assert prepared.train.targets is not None
+    scorer = prepared.task.scorer()  # its names are known once it has scored a row
+    scorer.add(np.zeros((1, prepared.task.head_config()["num_labels"]), dtype=np.float32), prepared.train.targets[:1])
+    names = [known for known in scorer.values() if known not in _LOWER_IS_BETTER]
+    if name not in names:
+        raise UsageError(
+            f"metric={name!r} cannot pick the best model", hint=f"{did_you_mean(name, names)}one of {', '.join(names)}"
+        )
+    return name
+
+
+_LOWER_IS_BETTER = ("ece", "hamming_loss")
+
+
+def _train(
+    folder: RunFolder,
+    located: Located,
+    tokenizer: Any,
+    model: Any,
+    setup: Setup,
+    prepared: Prepared,
+    notes: list[str],
+    started: float,
+) -> Generator[Event, None, tuple[Any, Task, Run]]:
+    from .trainer import Progressed, train
+
+    state = Progressed()
+
+    def keep() -> None:
+        bundle.write_folder(folder.best, lambda path: write_weights(model, path, shared=True), overwrite=True)
+
+    error: BaseException | None = None
+    yield Phase("train", setup.steps)
+    try:
+        for event in train(model, setup, keep, state):
+            folder.record(event)
+            if isinstance(event, Note):
+                notes.append(event.text)
+            yield event
+    except (TrainingError, KeyboardInterrupt) as stopped:
+        error = stopped
+        state.reason = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "stopped"
+    except BaseException:
+        folder.discard() if not state.step else folder._metrics.close()
+        raise
+    if not state.step:
+        folder.discard()
+        raise error or TrainingError("no step was made", hint="epochs or max_steps is 0")
+    if state.best_step and state.best_step < state.step:
+        read_weights(model, folder.best)
+    yield Phase("save")
+    report = state.best_scorer.report() if state.best_scorer else None
+    metrics = next((e.metrics for e in state.history if e.step == state.best_step), {})
+    run = Run(
+        path=folder.path,
+        reason=state.reason,
+        steps=state.step,
+        seconds=time.perf_counter() - started,
+        metrics=metrics,
+        report=report,
+        ledger=prepared.ledgers["train"],
+        best_step=state.best_step or state.step,
+        output=folder.output,
+        notes=notes,
+        lineage=lineage(located, prepared),
+    )
+    _write_record(folder, located, setup, prepared, notes, run.as_dict() | {"training_seconds": state.seconds})
+    _draw(folder)
+    if folder.output is not None:
+        save(folder.path, model, tokenizer, setup.task, lineage(located, prepared), run.report, run.metrics)
+    run.path = folder.finish(has_model=folder.output is not None)
+    if folder.output is not None:
+        yield Saved(run.path)
+    if isinstance(error, TrainingError):
+        where = f" in {run.path}" if folder.output else ""
+        error.message += f" (step {run.best_step}{where})"
+        raise error
+    yield Finished(state.reason, state.step, run.seconds, metrics)
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    return model, setup.task, run
+
+
+def _draw(folder: RunFolder) -> None:
+    from .curves import plot_curves
+
+    folder._metrics.flush()
+    plot_curves(folder.records / "metrics.jsonl", folder.records / "curves.png")
+
+
+def lineage(located: Located, prepared: Prepared) -> dict[str, Any]:
+    """Return where a model comes from: its base, and the data by fingerprint."""
+    return {
+        "base": {"ref": located.ref, "revision": located.revision, "source": located.source},
+        "data": {
+            name: {"fingerprint": print_, "rows": prepared.ledgers[name]["rows"]}
+            for name, print_ in prepared.fingerprints.items()
+        },
+        "max_length": prepared.max_length,
+    }
+
+
+def _write_record(
+    folder: RunFolder, located: Located, setup: Setup, prepared: Prepared, notes: list[str], result: dict[str, Any]
+) -> None:
+    """Write run.json: all that is needed to repeat the run, then its result."""
+    packages = ("torch", "transformers", "tokenizers", "datasets", "numpy")
+    atomic.write_json(
+        folder.records / "run.json",
+        {
+            "llmasos": __version__,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "config": setup.config.to_dict()
+            | {
+                "learning_rate": setup.learning_rate,
+                "max_length": prepared.max_length,
+                "precision": setup.precision,
+                "metric": setup.metric,
+                "speed": "auto" if setup.architecture else "plain",
+            },
+            "seed": setup.config.seed,
+            "task": setup.task.to_dict(),
+            "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
+            "machine": {"system": platform.platform(), "cores": hardware.physical_cores()},
+            "notes": notes,
+            **lineage(located, prepared),
+            "ledgers": prepared.ledgers,
+            "result": result,
+        },
+    )

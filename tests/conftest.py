@@ -1,0 +1,25 @@
+"""Things that many tests share: a tiny model folder, a few rows, and no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tiny
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep runs and caches of tests out of the user's folders."""
+    monkeypatch.setenv("LLMASOS_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The real data sets beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared/data, which is not here")
+    return SHARED

@@ -1,0 +1,152 @@
+"""The benchmarks' own machinery: order, sums, tables. Nothing is trained or timed here."""
+
+import json
+import sys
+
+import pytest
+from benchmarks import child, data, flops, harness, size, tables
+from benchmarks.harness import Candidate
+from benchmarks.records import Column, Result, Run, goal, middle, ratio
+
+
+def runs_of(**seconds: list[float]) -> list[Run]:
+    return [
+        Run(name, seed, {"seconds": s, "load": [0.0, 0.0]})
+        for name, all_ in seconds.items()
+        for seed, s in enumerate(all_)
+    ]
+
+
+def result_of(runs: list[Run], **more) -> Result:
+    names = list(dict.fromkeys(run.candidate for run in runs))
+    about = {"load": [[0.1, 0.2]], "machine": {}, "versions": {"torch": "1"}, "command": "python -m benchmarks.toy"}
+    machine = dict.fromkeys(("processor", "cores", "memory_gb", "system", "python"), "some")
+    about |= {"machine": {**machine, "instructions": ["avx2"]}, "seeds": [0, 1, 2], "date": "2026-11-24"}
+    return Result("toy", "A toy", [Column("seconds", "s", 1)], names, runs, about=about, **more)
+
+
+def echo(name: str, content: str) -> Candidate:
+    return Candidate(name, (sys.executable, "-c", f"print({content!r})"))
+
+
+def test_candidates_alternate_and_get_the_seed_of_their_round(tmp_path):
+    runs = harness.measure([echo("a", '{"n": {seed}}'), echo("b", '{"n": {seed}}')], 2, tmp_path)
+    assert [(run.candidate, run.values["n"]) for run in runs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+
+
+def test_a_candidate_that_lacks_a_package_is_not_tried_again(tmp_path):
+    runs = harness.measure([echo("a", '{"missing": "openvino"}'), echo("b", "{}")], 2, tmp_path)
+    assert [(run.candidate, run.missing) for run in runs] == [("a", "openvino"), ("b", None), ("b", None)]
+
+
+def test_a_candidate_that_fails_is_kept_with_its_last_line(tmp_path):
+    broken = Candidate("broken", (sys.executable, "-c", "raise ValueError('no luck')"))
+    (run,) = harness.measure([broken], 1, tmp_path)
+    assert run.error == "exit code 1: ValueError: no luck"
+
+
+def test_lines_that_libraries_print_are_not_taken_for_the_result(tmp_path):
+    run = harness.run_one(echo("a", "{'loss': 1}\n" + '{"n": 7}' + "\n{done}"), 0, tmp_path)
+    assert run.values["n"] == 7
+
+
+def test_memory_of_a_child_is_watched(tmp_path):
+    code = "import hashlib; hashlib.sha512(b'x' * 200_000_000)"
+    run = harness.run_one(Candidate("big", (sys.executable, "-c", code)), 0, tmp_path, memory=True)
+    assert 200 < run.values["private_mb"] <= run.values["sampled_mb"] < 400
+
+
+def test_ratios_are_of_medians_and_above_one_is_better():
+    runs = runs_of(slow=[10.0, 12.0, 99.0], fast=[1.0, 3.0, 4.0])
+    assert middle(runs, "slow", "seconds") == 12.0
+    assert ratio(runs, "fast", "slow", "seconds") == 4.0
+    assert ratio(runs, "fast", "slow", "seconds", better="higher") == 0.25
+    assert ratio(runs, "fast", "absent", "seconds") is None
+
+
+@pytest.mark.parametrize(("value", "least", "met"), [(2.0, True, True), (2.0, False, False), (None, True, None)])
+def test_a_goal_is_met_missed_or_open(value, least, met):
+    assert goal("goal", value, 1.5, least=least).met is met
+
+
+def test_a_table_shows_median_spread_ratio_and_what_is_missing():
+    runs = [*runs_of(slow=[10.0, 12.0, 99.0], fast=[1.0, 3.0, 4.0]), Run("gone", 0, missing="nncf")]
+    head, slow, fast, gone = tables.cells(result_of(runs, baseline="slow"))
+    assert head == ["toy", "s (spread)", "against slow"]
+    assert slow == ["slow", "12.0 (10.0–99.0)", "1.00x"]
+    assert fast == ["fast", "3.0 (1.0–4.0)", "4.00x"]
+    assert gone == ["gone", "not installed: nncf", ""]
+
+
+def test_the_page_is_rewritten_from_the_json_between_its_markers_only(tmp_path):
+    from dataclasses import asdict
+
+    result = result_of(runs_of(a=[1.0, 2.0, 3.0]), goals=[goal("at most 1 s", 2.0, 1, least=False)])
+    (tmp_path / "toy.json").write_text(json.dumps(asdict(result)))
+    (tmp_path / "toy.partial.json").write_text("a trial run, never read")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table:toy -->\nold\n<!-- end:toy -->\nafter\n")
+    assert tables.update(page, tmp_path) == ["toy"]
+    once = page.read_text()
+    assert "| a | 2.0 (1.0–3.0) |" in once
+    assert "| at most 1 s | 2.00 | missed |" in once
+    assert "old" not in once
+    assert once.startswith("before\n<!-- table:toy -->\n|")
+    assert once.endswith("<!-- end:toy -->\nafter\n")
+    tables.update(page, tmp_path)
+    assert page.read_text() == once
+
+
+def test_every_benchmark_has_its_place_on_the_page():
+    from benchmarks.__main__ import NAMES
+
+    page = tables.PAGE.read_text(encoding="utf-8")
+    assert [
+        name for name in NAMES if f"<!-- table:{name} -->\n" not in page or f"<!-- end:{name} -->" not in page
+    ] == []
+
+
+def test_laps_follow_the_phases_of_a_run():
+    from llmasos.core.events import Note, Phase
+
+    phases = child.Phases()
+    for event in (Phase("read"), Note("hello"), Phase("train"), Phase("evaluate"), Phase("train")):
+        phases(event)
+    laps = phases.values()
+    assert list(laps) == ["seconds", "prepare_seconds", "read_seconds", "train_seconds", "evaluate_seconds"]
+    assert laps["seconds"] == pytest.approx(sum(list(laps.values())[1:]))
+
+
+def test_batches_by_length_hold_every_row_once_and_say_which():
+    rows = [[7] * n for n in (5, 1, 4, 2, 3)]
+    batches = list(data.batches(rows, 2))
+    assert [list(indices) for indices, _ in batches] == [[1, 3], [4, 2], [0]]
+    assert [batch["attention_mask"].sum() for _, batch in batches] == [3, 7, 5]
+    assert batches[0][1]["input_ids"].tolist() == [[7, 0], [7, 7]]
+
+
+def test_useful_work_counts_the_encoder_matrices(tmp_path):
+    (tmp_path / "config.json").write_text('{"hidden_size": 2, "intermediate_size": 8, "num_hidden_layers": 3}')
+    assert flops.matrix_parameters(tmp_path) == 3 * (4 * 4 + 2 * 16)
+    assert flops.useful(tmp_path, tokens=10) == 6 * 144 * 10
+
+
+def test_executed_work_counts_products_that_are_added_in_place():
+    import torch
+
+    left, right, total = torch.ones(2, 3), torch.ones(3, 5), torch.zeros(2, 5)
+    with flops.counted() as counter:
+        total.addmm_(left, right)
+        left @ right
+    assert counter.get_total_flops() == 2 * (2 * 2 * 3 * 5)
+
+
+def test_made_up_rows_are_alike_for_a_seed_and_of_a_size(tmp_path):
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    rows = size.write_rows(one, 50_000, seed=3)
+    size.write_rows(two, 50_000, seed=3)
+    texts = [row["text"] for row in data.read(one)]
+    assert one.read_bytes() == two.read_bytes()
+    assert 50_000 <= one.stat().st_size < 51_000
+    assert rows == len(set(texts)) == len(texts)
+    assert 200 < sum(map(len, texts)) / rows < 400

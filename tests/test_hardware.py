@@ -1,0 +1,155 @@
+"""The probes agree with the machine, and say what exists when something does not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmasos.core import hardware
+from llmasos.errors import HardwareError, UsageError
+
+CPU = torch.device("cpu")
+
+
+def test_cores_are_at_least_one_and_at_most_what_the_affinity_mask_allows():
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert 1 <= hardware.physical_cores() <= allowed
+
+
+def test_a_smaller_affinity_mask_means_fewer_cores():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no affinity masks")
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert hardware.physical_cores.__wrapped__() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(("file", "texts", "expected"), [
+    ("cpu.max", ["150000 100000", "max 100000"], 1.5),
+    ("cpu.max", ["max 100000"], None),
+    ("cpu.cfs_quota_us", ["300000"], 3.0),
+    ("cpu.cfs_quota_us", ["-1"], None),
+])  # fmt: skip
+def test_a_cgroup_quota_of_either_version_is_read(monkeypatch, file, texts, expected):
+    periods = {"cpu.cfs_period_us": ["100000"] if "cfs" in file else []}
+    monkeypatch.setattr(hardware, "_cgroup", lambda _, name: iter({file: texts, **periods}.get(name, [])))
+    assert hardware._cpu_quota() == expected
+
+
+def test_a_cgroup_memory_limit_caps_total_and_available_memory(monkeypatch):
+    content = {
+        "memory.max": ["1000000000"],
+        "memory.current": ["400000000"],
+        "memory.stat": ["anon 300000000\ninactive_file 100000000"],
+    }
+    monkeypatch.setattr(hardware, "_cgroup", lambda _, name: iter(content.get(name, [])))
+    assert hardware.memory_total() == 1_000_000_000
+    assert hardware.memory_available() == 700_000_000
+
+
+def test_the_huge_number_that_means_no_limit_is_no_limit(monkeypatch):
+    monkeypatch.setattr(
+        hardware, "_cgroup", lambda _, name: iter(["9223372036854771712"] * (name == "memory.limit_in_bytes"))
+    )
+    assert hardware._memory_limits() == []
+
+
+def test_memory_numbers_are_ordered():
+    assert 0 < hardware.resident_memory() <= hardware.memory_total()
+    assert 0 < hardware.memory_available() <= hardware.memory_total()
+    assert hardware.peak_resident_memory() >= hardware.resident_memory() * 0.9  # Pages may come between the two reads.
+
+
+def test_the_peak_remembers_what_was_freed_and_can_be_reset():
+    size = 300 * 2**20
+    before = hardware.resident_memory()
+    torch.ones(size // 4).sum()
+    assert hardware.peak_resident_memory() >= before + 0.9 * size
+    if not hardware.reset_peak():
+        pytest.skip("this system cannot reset the peak")
+    assert hardware.peak_resident_memory() < before + 0.9 * size
+
+
+def test_disk_space_is_told_for_a_folder_that_does_not_exist_yet(tmp_path):
+    assert hardware.disk_free(tmp_path / "not" / "yet") == pytest.approx(hardware.disk_free(tmp_path), rel=0.05)
+
+
+def test_threads_are_set_and_default_to_the_cores():
+    before = torch.get_num_threads()
+    try:
+        assert hardware.set_threads(1) == torch.get_num_threads() == 1
+        assert hardware.set_threads() == torch.get_num_threads() == hardware.physical_cores()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_auto_takes_an_accelerator_where_there_is_one():
+    assert hardware.pick_device().type == (
+        "cpu" if hardware.devices() == ["cpu"] else hardware.devices()[1].partition(":")[0]
+    )
+    assert hardware.pick_device("cpu") == CPU
+
+
+def test_a_device_that_is_absent_is_an_error_that_says_what_exists():
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(HardwareError, match=f"{absent}.*which has cpu"):
+        hardware.pick_device(absent)
+
+
+def test_a_word_that_is_no_device_is_a_usage_error():
+    with pytest.raises(UsageError, match="'gpu' is not a device"):
+        hardware.pick_device("gpu")
+
+
+@pytest.mark.parametrize(("speedup", "expected"), [(2.0, "bfloat16"), (1.0, "float32"), (0.2, "float32")])
+def test_bfloat16_is_chosen_only_where_it_was_measured_to_be_faster(monkeypatch, speedup, expected):
+    monkeypatch.setattr(hardware, "bf16_speedup", lambda _: speedup)
+    precision, why = hardware.pick_precision("auto", CPU)
+    assert precision == expected
+    assert f"{speedup:.1f}x" in why
+
+
+def test_a_precision_that_was_asked_for_is_taken(monkeypatch):
+    monkeypatch.setattr(hardware, "bf16_speedup", lambda _: 0.3)
+    assert hardware.pick_precision("float32", CPU)[0] == "float32"
+    precision, why = hardware.pick_precision("bfloat16", CPU)
+    assert precision == "bfloat16"
+    assert "0.3x" in why
+
+
+def test_a_device_without_bfloat16_refuses_it_and_auto_avoids_it(monkeypatch):
+    monkeypatch.setattr(hardware, "_has_bf16", lambda _: False)
+    assert hardware.pick_precision("auto", CPU)[0] == "float32"
+    with pytest.raises(HardwareError, match="cannot compute bfloat16"):
+        hardware.pick_precision("bfloat16", CPU)
+
+
+def test_the_bfloat16_probe_measures_once_per_process():
+    assert hardware.bf16_speedup("cpu") > 0
+    assert hardware.bf16_speedup("cpu") == hardware.bf16_speedup("cpu")
+    assert hardware.bf16_speedup.cache_info().misses == 1
+
+
+def test_peaks_are_plausible_numbers():
+    assert hardware.matmul_peak(torch.float32, repeats=1) > 1e8
+    assert hardware.memory_bandwidth(repeats=1) > 1e8
+
+
+def test_the_description_is_json_and_names_what_is_used():
+    import json
+
+    content = json.loads(json.dumps(hardware.describe()))
+    assert content["device"] in ("cpu", *content["devices"])
+    assert content["cores"] == hardware.physical_cores()
+
+
+def test_no_cgroup_file_means_no_limit(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_a, **_k: (_ for _ in ()).throw(OSError()))
+    assert hardware._cpu_quota() is None
+    assert hardware._memory_limits() == []
