@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

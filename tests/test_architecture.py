@@ -151,7 +151,7 @@ def test_no_plugin_is_named_in_a_comparison_outside_its_file(file: str) -> None:
 
 @every_file
 def test_only_the_doors_print_and_exit(file: str) -> None:
-    if top(file) in ("cli", "progress"):
+    if top(file) in ("cli", "progress", "__main__"):
         return
     calls = [node for node in ast.walk(tree(file)) if isinstance(node, ast.Call)]
     named = [(ast.unparse(call.func), call.lineno) for call in calls]

@@ -39,9 +39,7 @@ def load(kind: str, name: str) -> Any:
     """
     if name not in names(kind):
         known = ", ".join(names(kind))
-        raise UsageError(
-            f"there is no {name!r} in {kind}", hint=f"{did_you_mean(name, names(kind))}known: {known}"
-        )
+        raise UsageError(f"there is no {name!r} in {kind}", hint=f"{did_you_mean(name, names(kind))}known: {known}")
     file = name.replace("-", "_")
     if (_ROOT / kind / f"{file}.py").exists() or (_ROOT / kind / file).is_dir():
         return importlib.import_module(f"{_PACKAGE}.{kind}.{file}").PLUGIN

@@ -126,8 +126,8 @@ class MultiLabelScorer:
 
     ``accuracy`` is the share of rows with exactly the right labels; the calibration error is over all
     decisions, the confidence being the probability of the answer given. Labels of one row belong
-    together, so the bootstrap draws rows: up to 10,000 each is a block of its own, further rows join
-    a block by lot, and blocks are drawn. Memory stays the same from there on.
+    together, so the bootstrap draws rows: up to 10,000 each is a block of its own; with more, all join
+    blocks by lot, and blocks are drawn. Memory stays the same from there on.
 
     Args:
         labels: the label names, in the order of the model's outputs.
@@ -157,10 +157,15 @@ class MultiLabelScorer:
         gaps = np.bincount(cell.ravel(), gap.ravel(), minlength=BINS * rows).reshape(rows, BINS)
         right = (given == wanted).all(axis=1, keepdims=True)
         lines = np.hstack([given & wanted, given, wanted, np.ones((rows, 1)), right, gaps])
-        alone = min(rows, max(0, len(self._sums) - self._rows))
-        self._sums[self._rows : self._rows + alone] = lines[:alone]
-        np.add.at(self._sums, self._lot.integers(len(self._sums), size=rows - alone), lines[alone:])
+        blocks, before = len(self._sums), self._rows
         self._rows += rows
+        if self._rows <= blocks:
+            self._sums[before : self._rows] = lines
+        else:
+            if before <= blocks:  # one early row in every block would hide what the early rows vary by
+                lines = np.vstack([self._sums[:before], lines])
+                self._sums[:] = 0.0
+            np.add.at(self._sums, self._lot.integers(blocks, size=len(lines)), lines)
         self._targets.append(np.packbits(wanted, axis=1))
 
     def values(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core.events import Evaluated
 
-_CLEAR = 0.05  # relative change of a loss that is more than noise between evaluations
+_CLEAR = 0.1  # relative change of a loss that is more than noise between evaluations
 _LEAST = 0.01  # smallest rise of a validation loss that matters at all
 
 
