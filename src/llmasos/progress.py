@@ -99,7 +99,7 @@ def _live(console: Console) -> Iterator[Renderer]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description:<8}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+    columns = (TextColumn("{task.description:<8}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
     metric, phase = "", Phase("")
     # The bar leaves with the run: what stays are the lines. Four frames a second leave the cores to the work.
     with Bar(*columns, console=console, transient=True, refresh_per_second=4) as bar:
@@ -109,7 +109,7 @@ def _live(console: Console) -> Iterator[Renderer]:
             nonlocal metric, phase
             if isinstance(event, Step):
                 bar.update(
-                    task, description="train", total=event.steps, completed=event.step, text=_step(event, metric)
+                    task, description="train", total=event.steps, completed=event.step, text=_step(event, metric, short=True)
                 )
             elif isinstance(event, Progress):
                 text = f"{event.done:,}" + (f"/{phase.total:,} rows" if phase.total else " rows")
@@ -149,10 +149,11 @@ def _sentence(event: Event) -> str:
     return ""
 
 
-def _step(event: Step, metric: str) -> str:
+def _step(event: Step, metric: str, *, short: bool = False) -> str:
+    """Word a step; ``short`` fits beside a bar on 80 columns."""
     parts = (
-        f"step {event.step:,}/{event.steps:,}",
-        f"epoch {event.epoch:.2f}",
+        f"{event.step:,}/{event.steps:,}" if short else f"step {event.step:,}/{event.steps:,}",
+        "" if short else f"epoch {event.epoch:.2f}",
         f"loss {event.loss:.4f}",
         metric,
         f"{event.rows_per_second:,.0f} rows/s",

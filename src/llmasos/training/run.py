@@ -143,13 +143,14 @@ class RunFolder:
 
 
 def default_learning_rate(model: Any) -> float:
-    """Return a peak rate for AdamW by the model's width: small models take larger steps.
+    """Return a peak rate for AdamW by the model's width: 4e-5 x (768 / width)^2, at most 2e-4.
 
-    5e-5 to 2e-5 is what BERT's authors searched for widths 768 and 1024 (Devlin et al. 2019, A.3);
-    narrower models are commonly tuned with rates in inverse proportion to the width.
+    4e-5 is within what BERT's authors searched for width 768 (2e-5 to 5e-5; Devlin et al. 2019, A.3). The
+    square is measured: at width 384, 1.6e-4 gave 86.6 % on BANKING77 where 8e-5 gave 78.7 %, and cost
+    SST-2 and TREC less than a point (seed 0, 2 to 3 epochs); 3e-4 lost more than a point on both.
     """
     width = getattr(model.config, "hidden_size", None) or getattr(model.config, "dim", None) or 768
-    return min(2e-4, 4e-5 * 768 / width)
+    return float(min(2e-4, 4e-5 * (768 / width) ** 2))
 
 
 def finetune(
