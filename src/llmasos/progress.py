@@ -108,9 +108,8 @@ def _live(console: Console) -> Iterator[Renderer]:
         def draw(event: Event) -> None:
             nonlocal metric, phase
             if isinstance(event, Step):
-                bar.update(
-                    task, description="train", total=event.steps, completed=event.step, text=_step(event, metric, short=True)
-                )
+                text = _step(event, metric, short=True)
+                bar.update(task, description="train", total=event.steps, completed=event.step, text=text)
             elif isinstance(event, Progress):
                 text = f"{event.done:,}" + (f"/{phase.total:,} rows" if phase.total else " rows")
                 bar.update(task, description=phase.name, total=phase.total, completed=event.done, text=text)
