@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tiny models gain nothing from more, and lose where cores are shared
 
 import pytest
 

@@ -80,10 +80,13 @@ def test_disk_space_is_told_for_a_folder_that_does_not_exist_yet(tmp_path):
     assert hardware.disk_free(tmp_path / "not" / "yet") == pytest.approx(hardware.disk_free(tmp_path), rel=0.05)
 
 
-def test_threads_are_set_and_default_to_the_cores():
+def test_threads_are_set_and_default_to_the_environment_then_the_cores(monkeypatch):
     before = torch.get_num_threads()
     try:
         assert hardware.set_threads(1) == torch.get_num_threads() == 1
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert hardware.set_threads() == torch.get_num_threads() == 3
+        monkeypatch.delenv("OMP_NUM_THREADS")
         assert hardware.set_threads() == torch.get_num_threads() == hardware.physical_cores()
     finally:
         torch.set_num_threads(before)

@@ -306,8 +306,14 @@ def _followed(events: Generator[Event, None, Any], progress: bool | Listener) ->
     else:
         shown = nullcontext(progress if callable(progress) else lambda _: None)
     with shown as listener:
-        while True:
-            try:
-                listener(next(events))
-            except StopIteration as stop:
-                return stop.value
+        try:
+            event = next(events)
+            while True:
+                try:
+                    listener(event)
+                except BaseException as error:
+                    event = events.throw(error)  # Ctrl-C while drawing is Ctrl-C in the run, which knows what to keep
+                else:
+                    event = next(events)
+        except StopIteration as stop:
+            return stop.value

@@ -97,7 +97,7 @@ class FinetuneConfig(Config):
     )
     device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
     seed: int = option(0, "the one seed of the run", least=0)
-    threads: int | None = option(None, "processor threads; the physical cores if not given", least=1)
+    threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class PredictConfig(Config):
         choices=("auto", "plain"),
     )
     device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
-    threads: int | None = option(None, "processor threads; the physical cores if not given", least=1)
+    threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -166,6 +166,12 @@ def home() -> Path:
 def hub_endpoint() -> str:
     """Return the address of the Hub: ``HF_ENDPOINT``, read at every call so that it may change."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def asked_threads() -> int | None:
+    """Return ``OMP_NUM_THREADS``, by which shared machines tell every library how many cores it may use."""
+    text = os.environ.get("OMP_NUM_THREADS", "").strip()
+    return int(text) if text.isdigit() and int(text) else None
 
 
 def _kinds(item: Field[Any], owner: type) -> tuple[type, bool]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from .config import asked_threads
 from .errors import HardwareError, UsageError
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ def physical_cores() -> int:
 
 
 def set_threads(count: int | None = None) -> int:
-    """Let torch compute with ``count`` threads, or with one per physical core; return the number."""
+    """Let torch compute with ``count`` threads, else ``OMP_NUM_THREADS``, else one a core; return the number."""
     import torch
 
-    count = count or physical_cores()
+    count = count or asked_threads() or physical_cores()
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     return count

@@ -76,7 +76,7 @@ class Parameters:
         self._table = architecture.embedding(model) if architecture and used is not None else None
         self._rows = None if used is None else torch.as_tensor(used, dtype=torch.int64)
         self._remap = self._make_remap()
-        self._untouched_decay = 1.0
+        self._untouched_decay, self._table_scale = 1.0, 1.0
         parts = self._parts(model, config, architecture)
         self._place: dict[int, tuple[int, int]] = {}
         self._shared: list[Tensor] = []
@@ -115,7 +115,7 @@ class Parameters:
         for part in parts:
             if part.rows is not None:
                 table = part.parameters[0]
-                self._table_slice = slice(at, at + part.size)
+                self._table_slice, self._table_scale = slice(at, at + part.size), part.scale
                 self.master[self._table_slice] = table.detach()[part.rows.to(device)].reshape(-1)
                 at += part.size
                 continue
@@ -215,7 +215,7 @@ class Parameters:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self.optimizer.step()
-        self._untouched_decay *= 1.0 - rate * self._weight_decay
+        self._untouched_decay *= 1.0 - rate * self._table_scale * self._weight_decay
         self._refresh()
         self.clear()
         return rate

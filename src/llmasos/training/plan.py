@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..core import hardware
-from ..core.config import FinetuneConfig
+from ..core.config import FinetuneConfig, asked_threads
 from ..core.events import Event, Note, Phase
 from ..data.batching import epoch_order, gather
 from ..engines.torch import TorchEngine
@@ -201,7 +201,7 @@ def _choices(model: Any, setup: Setup, prepared: Prepared) -> list[Choice]:
     plain = 1 - lengths.mean() / lengths.max()
     return [
         Choice("device", str(device), "the fastest that was found" if config.device == "auto" else "as asked"),
-        Choice("threads", str(torch.get_num_threads()), "as asked" if config.threads else "the physical cores"),
+        Choice("threads", str(torch.get_num_threads()), _why_threads(config)),
         Choice("precision", setup.precision, why_precision),
         Choice("forward", "packed" if setup.architecture else "transformers", _why_forward(setup, model)),
         Choice(
@@ -213,7 +213,9 @@ def _choices(model: Any, setup: Setup, prepared: Prepared) -> list[Choice]:
         Choice(
             "learning_rate",
             f"{setup.learning_rate:g}",
-            "as asked" if config.learning_rate else f"for a model of width {getattr(model.config, 'hidden_size', '?')}",
+            "as asked"
+            if config.learning_rate is not None
+            else f"for a model of width {getattr(model.config, 'hidden_size', '?')}",
         ),
         Choice("max_length", str(prepared.max_length), "as asked" if config.max_length else "the model's limit"),
         Choice("metric", setup.metric, "picks the best model on the validation rows"),
@@ -225,3 +227,7 @@ def _why_forward(setup: Setup, model: Any) -> str:
     if setup.architecture is None:
         return "as asked" if setup.config.speed == "plain" else f"no packed one for {model.config.model_type}"
     return "no work on padding or on positions nobody reads; equal logits and gradients on rows of this data"
+
+
+def _why_threads(config: FinetuneConfig) -> str:
+    return "as asked" if config.threads or asked_threads() else "the physical cores"

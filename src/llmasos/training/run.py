@@ -8,12 +8,13 @@ complete, so NAME is never half of a model. Inside are a Hugging Face folder, ``
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -82,7 +83,7 @@ class RunFolder:
     """
 
     def __init__(self, output: str | Path | None, *, overwrite: bool = False) -> None:
-        self.output = None if output is None else Path(output)
+        self.output = None if output is None else Path(output).expanduser()
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         if self.output is None:
             (home() / "runs").mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ class RunFolder:
             if self.path.exists():
                 shutil.rmtree(self.path)
         self.overwrite = overwrite
-        self.records = self.path / "run"
+        self.records = self.path / bundle.RUN
         self.records.mkdir(parents=True)
         self.scratch = self.path / "scratch"
         self.best = self.path / "best"
@@ -120,26 +121,41 @@ class RunFolder:
             if isinstance(event, Evaluated):
                 self._metrics.flush()
 
-    def finish(self, *, has_model: bool) -> Path:
-        """Take the final name (with an output and a model), or keep the records only."""
-        self._metrics.close()
-        for folder in (self.scratch, self.best):
-            shutil.rmtree(folder, ignore_errors=True)
-        if self.output is None or not has_model:
+    def finish(self, fill: Callable[[Path], None]) -> Path:
+        """Complete the run: ``fill`` writes the model beside the records, and both take the output's name at once.
+
+        Without an output only the records stay.
+        """
+        self.close()
+        if self.output is None:
+            for folder in (self.scratch, self.best):
+                shutil.rmtree(folder, ignore_errors=True)
             return self.path
 
-        def move(fresh: Path) -> None:
-            for item in self.path.iterdir():
-                item.rename(fresh / item.name)
+        def complete(fresh: Path) -> None:
+            shutil.copytree(self.records, fresh / bundle.RUN, copy_function=_link)
+            fill(fresh)
 
-        bundle.write_folder(self.output, move, overwrite=self.overwrite)
-        self.path.rmdir()
+        bundle.write_folder(self.output, complete, overwrite=self.overwrite)
+        shutil.rmtree(self.path, ignore_errors=True)
         return self.output
 
     def discard(self) -> None:
         """Remove the folder: nothing was learned yet."""
-        self._metrics.close()
+        self.close()
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let go of the folder, leaving it as it is."""
+        self._metrics.close()
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name, since a ledger can be large; copy it where the disk knows no second names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def default_learning_rate(model: Any) -> float:
@@ -212,7 +228,8 @@ def finetune(
     except BaseException:
         folder.discard()
         raise
-    return (yield from _train(folder, located, tokenizer, model, setup, prepared, notes, started))
+    with atomic.full_disk(folder.output or folder.path):
+        return (yield from _train(folder, located, tokenizer, model, setup, prepared, notes, started))
 
 
 def _noting(events: Generator[Event, None, Any], notes: list[str]) -> Generator[Event, None, Any]:
@@ -267,7 +284,7 @@ def ready(
         train=prepared.train,
         evaluation=prepared.evaluation,
         config=config,
-        learning_rate=config.learning_rate or default_learning_rate(model),
+        learning_rate=default_learning_rate(model) if config.learning_rate is None else config.learning_rate,
         metric=_metric(prepared, config),
         precision=precision,
         architecture=architecture,
@@ -314,29 +331,29 @@ def _train(
         bundle.write_folder(folder.best, lambda path: write_weights(model, path, shared=True), overwrite=True)
 
     error: BaseException | None = None
-    yield Phase("train", setup.steps)
     try:
+        yield Phase("train", setup.steps)
         for event in train(model, setup, keep, state):
             folder.record(event)
             if isinstance(event, Note):
                 notes.append(event.text)
             yield event
+        yield Phase("save")
     except (TrainingError, KeyboardInterrupt) as stopped:
         error = stopped
         state.reason = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "stopped"
     except BaseException:
-        folder.discard() if not state.step else folder._metrics.close()
+        folder.discard() if not state.step else folder.close()
         raise
-    if not state.step:
+    if not state.step or (state.broken and not state.best_step):
         folder.discard()
         raise error or TrainingError("no step was made", hint="epochs or max_steps is 0")
     if state.best_step and state.best_step < state.step:
         read_weights(model, folder.best)
-    yield Phase("save")
     report = state.best_scorer.report() if state.best_scorer else None
     metrics = next((e.metrics for e in state.history if e.step == state.best_step), {})
     run = Run(
-        path=folder.path,
+        path=folder.output or folder.path,
         reason=state.reason,
         steps=state.step,
         seconds=time.perf_counter() - started,
@@ -350,9 +367,7 @@ def _train(
     )
     _write_record(folder, located, setup, prepared, notes, run.as_dict() | {"training_seconds": state.seconds})
     _draw(folder)
-    if folder.output is not None:
-        save(folder.path, model, tokenizer, setup.task, lineage(located, prepared), run.report, run.metrics)
-    run.path = folder.finish(has_model=folder.output is not None)
+    folder.finish(lambda path: save(path, model, tokenizer, setup.task, run.lineage, report, metrics))
     if folder.output is not None:
         yield Saved(run.path)
     if isinstance(error, TrainingError):

@@ -26,7 +26,7 @@ from ..architectures.base import Architecture, Dropout, pack
 from ..core.config import FinetuneConfig
 from ..core.errors import TrainingError
 from ..core.events import Evaluated, Event, Note, Phase, Progress, Step
-from ..data.augment import augment
+from ..data.augment import augmented_order
 from ..data.batching import Batch, epoch_order, gather, split
 from ..data.encoding import Encoded
 from ..engines.torch import TorchEngine
@@ -88,6 +88,8 @@ class Progressed:
     best_step: int = 0
     best_scorer: Scorer | None = None
     reason: str = "done"
+    broken: bool = False
+    """Whether the weights of the last step are of no use: they gave no finite answers."""
     history: list[Evaluated] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
@@ -215,17 +217,18 @@ def _forward(model: Any, setup: Setup, parameters: Parameters) -> Callable[[Batc
 def _augmented(batch: Batch, setup: Setup, step: int) -> Batch:
     """Drop and swap tokens, if asked for, with a generator of the step's own."""
     rate = setup.config.augment
-    if rate == 0.0 or batch.types is not None:
+    if rate == 0.0:
         return batch
     rng = np.random.default_rng((setup.config.seed, 1 + step))
     offsets = np.concatenate([[0], np.cumsum(batch.lengths)])
-    texts = [augment(batch.ids[a:b], rate, setup.special_ids, rng) for a, b in itertools.pairwise(offsets)]
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    kept = [a + augmented_order(batch.ids[a:b], rate, setup.special_ids, rng) for a, b in itertools.pairwise(offsets)]
+    order = sorted(range(len(kept)), key=lambda i: -len(kept[i]))
+    places = np.concatenate([kept[i] for i in order])
     assert batch.targets is not None
     return Batch(
-        np.concatenate([texts[i] for i in order]),
-        None,
-        np.asarray([len(texts[i]) for i in order], dtype=np.int32),
+        batch.ids[places],
+        None if batch.types is None else batch.types[places],
+        np.asarray([len(kept[i]) for i in order], dtype=np.int32),
         batch.rows[order],
         batch.targets[order],
     )
@@ -246,7 +249,12 @@ def _evaluate(
     assert setup.evaluation is not None
     yield Phase("evaluate", len(setup.evaluation))
     engine = TorchEngine(model, setup.pad_id, precision=setup.precision, speed=setup.speed)
-    loss, scorer = evaluate(engine, setup.task, setup.evaluation)
+    try:
+        loss, scorer = evaluate(engine, setup.task, setup.evaluation)
+    except TrainingError as error:
+        state.broken = True
+        error.message += f", after step {state.step}"
+        raise
     yield Progress(len(setup.evaluation))
     metrics = scorer.values()
     value = metrics[setup.metric]
