@@ -645,7 +645,7 @@ def test_after_a_loss_of_nan_the_best_evaluated_model_is_kept(train, tmp_path):
 
 
 def test_a_loss_of_nan_at_the_first_step_leaves_nothing_behind(train, tmp_path):
-    with pytest.raises(TrainingError, match="at step 1;.*nothing had been learned yet"):
+    with pytest.raises(TrainingError, match=r"at step 1;.*nothing had been learned yet"):
         train(POISONED, POISON_ROWS, batch_size=25, output=tmp_path / "out")
     assert left_in(tmp_path) == []
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
 from .core.config import Config, FinetuneConfig, PredictConfig, read_recipe
-from .core.errors import NotFittedError, UsageError
+from .core.errors import BundleError, NotFittedError, UsageError
 from .core.events import Event
 from .tasks.base import Task
 
@@ -38,8 +38,7 @@ class LLM:
         self.task: Task | None = None
         self._manifest = bundle.read_manifest(located.path) or {}
         if "task" in self._manifest:
-            content = self._manifest["task"]
-            self.task = plugins.load("tasks", content["tag"]).from_dict(content)
+            self.task = _saved_task(self._manifest["task"], located.path)
         self._origin = {k: v for k, v in self._manifest.items() if k in _LINEAGE}
         self._report: Report | None = None
         self._metrics: dict[str, float] = dict(self._manifest.get("metrics", {}))
@@ -89,7 +88,7 @@ class LLM:
             from .loading import load_model
 
             task = self._fitted()
-            self._model = load_model(self.located.path, task, known=task).model
+            self._model = load_model(self.located.path, task, known=task, complete=True).model
         return self._model
 
     def plan(
@@ -167,12 +166,13 @@ class LLM:
         """Answer for one text, a list, an iterator or a file.
 
         Args:
-            data: a text; a list (or table) of texts, pairs or rows; an iterator; a path.
+            data: a text, or a row as a dict; a list (or table) of texts, pairs or rows; an iterator; a path.
             columns: task field -> column, where names are not found by themselves.
             **options: fields of ``PredictConfig``.
 
         Returns:
-            One prediction for a text, a list for a list or table, an iterator in order for an iterator or a file.
+            One prediction for a text or row, a list for a list or table, an iterator in order for an iterator
+            or a file.
 
         Raises:
             NotFittedError: the model has no task yet.
@@ -180,7 +180,7 @@ class LLM:
         """
         config = _options(PredictConfig, None, options)
         self._fitted()
-        if isinstance(data, str) and not _is_file(data):
+        if (isinstance(data, str) and not _is_file(data)) or _is_row(data):
             return next(self._predictions([data], columns, config))
         answers = self._predictions(data, columns, config)
         return answers if isinstance(data, Path | str | Iterator) else list(answers)
@@ -274,7 +274,10 @@ class LLM:
         yield Phase("read")
         rows = read(data, task.fields, columns=columns)
         yield Phase("tokenize", len(rows))
-        encoded = encode(rows, task, self.tokenizer, self._max_length(config), allow_truncated=config.allow_truncated)
+        encoded = encode(
+            rows, task, self.tokenizer, self._max_length(config),
+            allow_truncated=config.allow_truncated, allow_dropped=config.allow_dropped,
+        )  # fmt: skip
         yield Phase("evaluate", len(encoded))
         _, scorer = evaluate(self._engine(config), task, encoded, batch_size=config.batch_size)
         yield Progress(len(encoded))
@@ -288,9 +291,24 @@ def _options(kind: type[Config], recipe: str | Path | None, options: Mapping[str
     return kind.of({**(read_recipe(recipe) if recipe else {}), **options})
 
 
+def _saved_task(content: Any, folder: Path) -> Task:
+    try:
+        return plugins.load("tasks", content["tag"]).from_dict(content)  # type: ignore[no-any-return]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"the task in {folder / bundle.MANIFEST} makes no sense: {error!r}", hint="copy or save the model again"
+        ) from error
+
+
 def _is_file(text: str) -> bool:
-    """Say whether a string names an existing data file rather than being a text."""
-    return len(text) < 1024 and "\n" not in text and text.lower().endswith(_DATA_FILES) and Path(text).is_file()
+    """Say whether a string names a data file rather than being a text; one word with such an ending does."""
+    name = len(text) < 1024 and "\n" not in text and text.lower().endswith(_DATA_FILES)
+    return name and (Path(text).is_file() or not any(c.isspace() for c in text))
+
+
+def _is_row(data: Any) -> bool:
+    """Say whether this is one row, field -> text, rather than a table, column -> values."""
+    return isinstance(data, Mapping) and bool(data) and all(isinstance(value, str) for value in data.values())
 
 
 _DATA_FILES = tuple(s + z for s in (".jsonl", ".json", ".csv", ".tsv", ".parquet") for z in ("", ".gz"))

@@ -33,7 +33,19 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     with quiet(), _explained(folder, "tokenizer"):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
+        if not any(file for pattern in _TOKENIZERS for file in folder.glob(pattern)):
+            raise FileNotFoundError("there is no tokenizer file")
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
+    size = getattr(load_config(folder), "vocab_size", None)
+    if size is not None and len(tokenizer) > size:
+        raise BundleError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model embeddings for {size}",
+            hint="take the tokenizer that belongs to the model",
+        )
+    return tokenizer
+
+
+_TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "spiece*", "sentencepiece*")
 
 
 def longest_input(folder: Path, tokenizer: Any) -> int:
@@ -54,7 +66,7 @@ def load_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def load_model(folder: Path, task: Task, *, seed: int = 0, known: Task | None = None) -> Loaded:
+def load_model(folder: Path, task: Task, *, seed: int = 0, known: Task | None = None, complete: bool = False) -> Loaded:
     """Open the weights with the task's head; a head that the folder lacks is drawn from ``seed``.
 
     Args:
@@ -62,6 +74,7 @@ def load_model(folder: Path, task: Task, *, seed: int = 0, known: Task | None = 
         task: the task that the model is for, its labels settled.
         seed: what a new head is drawn from.
         known: the task that the folder was saved with; its head is kept only if the labels agree.
+        complete: the folder must hold the head: a model that answers is meant, not one to train.
 
     Raises:
         BundleError: weights are missing or of another shape below the head, or cannot be read.
@@ -86,6 +99,10 @@ def load_model(folder: Path, task: Task, *, seed: int = 0, known: Task | None = 
         fresh = _new_keys(model, info, folder)
         if known is not None and not fresh and known.head_config() != task.head_config():
             fresh = _draw_head(model)
+    if complete and fresh:
+        raise BundleError(
+            f"{folder} lacks the weights of its head: {', '.join(fresh)}", hint="fetch it again, or finetune it"
+        )
     notes = [f"new weights for {', '.join(fresh)}: they learn from your data"] if fresh else []
     return Loaded(model, notes)
 
@@ -96,6 +113,12 @@ def _new_keys(model: Any, info: dict[str, Any], folder: Path) -> list[str]:
     missing = set(info["missing_keys"]) | mismatched
     below = model.base_model_prefix + "."
     broken = sorted(key for key in missing if key.startswith(below) and not key.startswith(below + "pooler."))
+    extra = sorted(key for key in info["unexpected_keys"] if "encoder.layer." in key)
+    if extra:
+        raise BundleError(
+            f"{folder} holds weights that its config.json has no place for: {', '.join(extra[:3])}, ...",
+            hint="config.json belongs to another size or architecture: fetch it again",
+        )
     if broken:
         raise BundleError(
             f"{folder} lacks weights of the model itself: {', '.join(broken[:5])}"

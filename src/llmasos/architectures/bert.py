@@ -38,6 +38,10 @@ class _BertFamily:
             return f"{config.position_embedding_type} positions"
         if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
             return "a decoder"
+        for layer in _layers(model):
+            parts = (layer.query, layer.key, layer.value)
+            if any(len({getattr(part, name).requires_grad for part in parts}) > 1 for name in ("weight", "bias")):
+                return "queries, keys and values are one product here, and some of them are frozen alone"
         return None
 
     def layout(self, model: nn.Module) -> list[tuple[Tensor, ...]]:
@@ -89,13 +93,25 @@ class _BertForward:
 
     def _embed(self, pack: Pack, dropout: Dropout | None) -> Tensor:
         table = self.embeddings
-        word = _Rows.apply(pack.ids, table.word_embeddings.weight, self.weights, _anchor(pack.ids))  # type: ignore[no-untyped-call]
-        positions = pack.positions + (table.padding_idx + 1 if self.after_padding else 0)
+        words = table.word_embeddings
+        word = _Rows.apply(pack.ids, words.weight, words.padding_idx, self.weights, _anchor(pack.ids))  # type: ignore[no-untyped-call]
+        positions = self._positions_after(table.padding_idx, pack) if self.after_padding else pack.positions
         types = torch.zeros_like(pack.ids) if pack.types is None else pack.types
         x = word + (table.position_embeddings(positions) + table.token_type_embeddings(types)).to(word.dtype)
         norm = table.LayerNorm
         x = functional.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(word.dtype)
         return self._dropped(x, dropout)
+
+    @staticmethod
+    def _positions_after(padding: int, pack: Pack) -> Tensor:
+        """Count positions as RoBERTa does: from the padding id on, passing over padding ids written in a text."""
+        counted = (pack.ids != padding).long()
+        if bool(counted.all()):
+            return pack.positions + padding + 1
+        total = counted.cumsum(0)
+        row = (pack.positions == 0).cumsum(0) - 1
+        before = (total - counted)[pack.first]
+        return (total - before[row]) * counted + padding
 
     def _dropped(self, x: Tensor, dropout: Dropout | None) -> Tensor:
         mask = dropout.mask(x.shape, self.shape.hidden_dropout, x) if dropout else None
@@ -121,15 +137,19 @@ class _Rows(torch.autograd.Function):
     """Read rows of the word embedding, and add their gradients where the weights keep them."""
 
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, parameter: Tensor, weights: Weights, _anchor: Tensor) -> Tensor:
-        ctx.parts = (ids, parameter, weights)
+    def forward(
+        ctx: Any, ids: Tensor, parameter: Tensor, padding: int | None, weights: Weights, _anchor: Tensor
+    ) -> Tensor:
+        ctx.parts = (ids, parameter, padding, weights)
         return weights.rows(parameter, ids)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        ids, parameter, weights = ctx.parts
+        ids, parameter, padding, weights = ctx.parts
+        if padding is not None and bool((ids == padding).any()):  # torch trains no padding row, not even one in a text
+            gradient = gradient.masked_fill((ids == padding)[:, None], 0.0)
         weights.add_rows(parameter, ids, gradient)
-        return None, None, None, None
+        return None, None, None, None, None
 
 
 def _anchor(like: Tensor) -> Tensor:

@@ -8,9 +8,12 @@ also when something went wrong.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typer.core import TyperCommand
 
 VERBS = {
     "quickstart": "Fine-tune a small model on sample data, or on yours, in minutes.",
@@ -81,28 +84,45 @@ def _dispatch(words: list[str], *, debug: bool) -> int:
         raise UsageError(f"there is no {what} {words[0]!r}", hint=hint)
     if not debug:
         _quieten()
-    module = import_module(f".{words[0]}", __name__)
-    return _call(words[0], module.run, module.EXAMPLES, words[1:])
+    return _call(words[0], words[1:])
 
 
-def _call(verb: str, run: Callable[..., Any], examples: str, words: list[str]) -> int:
-    """Parse the words for one verb's function, call it and return its exit code."""
+def command_of(verb: str) -> TyperCommand:
+    """Return a verb's parsed form: its parameters, and what calls it."""
     import typer
+    from typer.core import TyperArgument
     from typer.main import get_command
+
+    run = import_module(f".{verb}", __name__).run
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    paragraphs = (" ".join(paragraph.split()) for paragraph in (run.__doc__ or "").split("\n\n"))
+    settings: Any = {"help_option_names": ["--help", "-h"]}
+    app.command(verb, help="\n\n".join(paragraphs), context_settings=settings)(run)
+    command: TyperCommand = get_command(app)  # type: ignore[assignment]
+    # Where no word of ours says what a parameter takes, its name does: "<bool>" and "<list[str]>" tell nobody more.
+    for parameter in (command.get_help_option(typer.Context(command, **settings)), *command.params):
+        if isinstance(parameter, TyperArgument) or not getattr(parameter, "metavar", None):
+            setattr(parameter, "display_type_rich", lambda **_: None)  # noqa: B010
+    return command
+
+
+def examples_of(verb: str) -> list[str]:
+    """Return a verb's examples, a command line each."""
+    return list(import_module(f".{verb}", __name__).EXAMPLES.strip().splitlines())
+
+
+def _call(verb: str, words: list[str]) -> int:
+    """Parse the words for one verb, call it and return its exit code."""
+    import typer
 
     from ..core.errors import UsageError
 
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    paragraphs = (" ".join(paragraph.split()) for paragraph in (run.__doc__ or "").split("\n\n"))
-    epilog = "[bold]Examples[/bold]\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
-    settings = {"help_option_names": ["--help", "-h"]}
-    app.command(verb, help="\n\n".join(paragraphs), epilog=epilog, context_settings=settings)(run)
-    command = get_command(app)
-    name = f"llmasos {verb}"
+    command, name = command_of(verb), f"llmasos {verb}"
     try:
         with command.make_context(name, words) as context:
             code = command.invoke(context)
-    except typer.Exit as done:  # --help ends so.
+    except typer.Exit as done:  # --help ends so. Examples are copied: nothing here breaks their lines.
+        print("Examples:", *examples_of(verb), sep="\n  ")
         code = done.exit_code
     except typer.TyperException as error:
         raise UsageError(

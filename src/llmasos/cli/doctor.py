@@ -8,6 +8,7 @@ from importlib import metadata, util
 from typing import Any
 
 from .. import __version__
+from ..core.config import asked_threads
 from .output import AsJson, show_json, show_table, size
 
 EXAMPLES = """
@@ -80,10 +81,12 @@ def _show(document: dict[str, Any]) -> None:
     rows = [("llmasos", f"{document['llmasos']} on Python {document['python']}")]
     machine = document.get("machine")
     if machine:
+        threads = asked_threads()
+        used = f"{threads} threads used (OMP_NUM_THREADS)" if threads else "all used"
         free, total = size(machine["memory_available"]), size(machine["memory_total"])
         rows += [
             ("system", machine["system"]),
-            ("processor", f"{machine['processor']}, {machine['cores']} physical cores, all used"),
+            ("processor", f"{machine['processor']}, {machine['cores']} physical cores, {used}"),
             ("memory", f"{free} free of {total}"),
             ("devices", ", ".join(f"{name} ({what})" for name, what in machine["devices"].items())),
             ("used", f"{machine['device']} in {machine['precision']} ({machine['precision_why']})"),

@@ -96,11 +96,13 @@ def job_flags() -> list[inspect.Parameter]:
     ]
 
 
-def config_flags(config: type[Config], *, panel: str = "Options of the run") -> list[inspect.Parameter]:
-    """Make one flag for each field of a configuration."""
+def config_flags(
+    config: type[Config], *, without: Sequence[str] = (), panel: str = "Options of the run"
+) -> list[inspect.Parameter]:
+    """Make one flag for each field of a configuration, but for those that do nothing to the verb."""
     hints = typing.get_type_hints(config)
     out = []
-    for field in dataclasses.fields(config):
+    for field in (field for field in dataclasses.fields(config) if field.name not in without):
         default = "" if field.default is None else f" (default {field.default})"
         metavar = "|".join(field.metadata["choices"]) or _metavar(hints[field.name])
         out.append(_flag(field.name, str, field.metadata["help"] + default, metavar, panel))
@@ -120,6 +122,7 @@ def task_flags() -> list[inspect.Parameter]:
                 kind = bool
             elif _is_sequence(hints[field.name]):  # One name per flag reads better in the singular.
                 kind, decls = list[str], [decls[0].removesuffix("s"), *decls]
+                lines[field.name] = f"{lines.get(field.name, '')} Once for each, or all with commas between.".strip()
             metavar = None if kind is bool else _metavar(hints[field.name])
             out.setdefault(
                 field.name, _flag(field.name, kind, lines.get(field.name, ""), metavar, f"Options of {name}", decls)
@@ -183,6 +186,8 @@ def _checked(recipe: dict[str, Any], path: str | Path | None) -> dict[str, Any]:
 def _task_value(name: str, value: Any, hint: Any) -> Any:
     """Convert words from the shell to what a task's field takes; leave a recipe's typed values alone."""
     if _is_sequence(hint) and isinstance(value, list | str):
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+            (value,) = value
         return _labels(value if isinstance(value, list) else [part.strip() for part in value.split(",")])
     if not isinstance(value, str):
         return value

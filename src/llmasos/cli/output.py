@@ -32,14 +32,32 @@ def show_json(document: Mapping[str, Any]) -> None:
 
 
 def show_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), out: Callable[[str], None] = print) -> None:
-    """Print aligned columns (wide characters count twice); ``right`` names those aligned to the right."""
+    """Print aligned columns (wide characters count twice); ``right`` names those aligned to the right.
+
+    On a terminal the last column is broken to fit; elsewhere a row is a line.
+    """
     from rich.cells import cell_len
 
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    start = sum(widths[:-1]) + 2 * len(widths[:-1])
     for row in rows:
-        gaps = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
-        cells = [gap + cell if i in right else cell + gap for i, (cell, gap) in enumerate(zip(row, gaps, strict=True))]
-        out("  ".join(cells).rstrip())
+        *first, last = row
+        pieces = _broken(last, start) if len(widths) - 1 not in right else [last]
+        for line in ([*first, pieces[0]], *([""] * len(first) + [piece] for piece in pieces[1:])):
+            gaps = [" " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
+            cells = [gap + cell if i in right else cell + gap for i, (cell, gap) in enumerate(zip(line, gaps))]
+            out("  ".join(cells).rstrip())
+
+
+def _broken(text: str, start: int) -> list[str]:
+    """Break a text into lines that fit between a column of the terminal and its edge."""
+    import shutil
+    import textwrap
+
+    room = shutil.get_terminal_size().columns - start
+    if room < 20 or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        return [text]
+    return textwrap.wrap(text, room, break_long_words=False) or [""]
 
 
 def show_report(report: Report, *, names: Sequence[str] = (), classes: int = 20, confusion: int = 10) -> None:

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 EXAMPLES = """
 llmasos predict my-model "Where is my parcel?" "I cannot log in"
 llmasos predict my-model --data in.jsonl --output out.jsonl
-cat messages.txt | llmasos predict my-model --json
+cat messages.txt | llmasos predict my-model > answers.jsonl
 """
 
 Answer = tuple[dict[str, Any], dict[str, Any]]
 """A row as it came in, and the prediction for it, both as JSON types."""
 
 
-@with_flags(*config_flags(PredictConfig))
+@with_flags(*config_flags(PredictConfig, without=("allow_dropped",)))
 def run(
     model: Annotated[str, typer.Argument(metavar="DIR", help="folder of a tuned model")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="texts to answer")] = None,
@@ -53,7 +53,8 @@ def run(
     """Get a tuned model's answers, in the order of the texts.
 
     Texts come as arguments, from a file, or from standard input, one a line. Answers go to standard
-    output as they come: readable on a terminal, else one JSON object a line (also with --json).
+    output as they come: readable on a terminal, else one JSON object a line. With --json they are
+    collected into one document.
     """
     PredictConfig.of(options)
     mapping = parse_columns(columns)
@@ -65,8 +66,11 @@ def run(
     say(f"loading {model}")
     llm = LLM.from_pretrained(model)
     answers = _answers(llm, _rows(llm, texts, data, mapping), options)
+    if write is None and as_json:
+        show_json({"model": model, "predictions": [{**row, **answer} for row, answer in answers]})
+        return
     if write is None:
-        _show(answers, readable=sys.stdout.isatty() and not as_json)
+        _show(answers, readable=sys.stdout.isatty())
         return
     start = time.perf_counter()
     labels = write(answers)

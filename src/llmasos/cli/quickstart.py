@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 
 from ..core.bundle import write_json
 from ..core.errors import UsageError
+from ..core.events import Event, Saved
 from ..progress import render
 from .finetune import show_run, telling_what_was_saved
 from .options import Columns, parse_columns
@@ -46,13 +47,16 @@ def run(
     columns: Columns = None,
     model: Annotated[str, typer.Option(metavar="MODEL", help="a Hub name, a folder, or pkg:NAME")] = MODEL,
     output: Annotated[str, typer.Option(metavar="DIR", help="folder for the tuned model")] = "quickstart-model",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace a model there that no quickstart made")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Tune a small model on sample data, or on yours, and try it.
 
     Shows the plan, trains, scores on rows that were not trained on, answers new texts, and saves.
     """
-    overwrite = _is_ours(Path(output))
+    overwrite = overwrite or _is_ours(Path(output))
     source, mapping = data or str(SAMPLE), parse_columns(columns)
     from ..llm import LLM
     from ..tasks.text_classification import TextClassificationTask
@@ -67,12 +71,17 @@ def run(
     show_table(numbers(plan), out=say)
     say("")
     with telling_what_was_saved(render(plain=as_json)) as draw:
+
+        def listener(event: Event) -> None:
+            if isinstance(event, Saved):
+                write_json(Path(event.path, MARK), {"model": model, "data": source})
+            draw(event)
+
         result = llm.finetune(
-            task, source, columns=mapping, output=output, overwrite=overwrite, progress=draw, **options
+            task, source, columns=mapping, output=output, overwrite=overwrite, progress=listener, **options
         )
-    write_json(Path(result.path, MARK), {"model": model, "data": source})
     answers = [(text, answer.as_dict()) for text, answer in zip(texts, llm.predict(texts), strict=True)]
-    commands = _next(model, source, output, texts[0])
+    commands = _next(model, source, mapping, output, texts[0])
     if as_json:
         predictions = [{"text": text, **answer} for text, answer in answers]
         show_json({**result.as_dict(), "plan": plan.as_dict(), "predictions": predictions, "next": commands})
@@ -90,14 +99,18 @@ def _is_ours(folder: Path) -> bool:
     """Say whether the folder is one that a quickstart made, and so may be replaced.
 
     Raises:
-        UsageError: something else has this name.
+        UsageError: something else has this name, or a quickstart was broken off here.
     """
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    if unfinished.exists():
+        raise UsageError(f"{unfinished} holds an unfinished run", hint="start anew with --overwrite")
     if (folder / MARK).is_file():
         return True
     if folder.is_dir() and not any(folder.iterdir()):
         return False
     if folder.exists():
-        raise UsageError(f"{folder} exists, and no quickstart made it", hint="choose another folder with --output")
+        raise UsageError(f"{folder} exists, and no quickstart made it",
+                         hint="choose another folder with --output, or replace it with --overwrite")  # fmt: skip
     return False
 
 
@@ -122,14 +135,16 @@ def _some_texts(rows: Dataset, most: int = 5) -> list[str]:
     return list(islice((text for text in texts if text.strip()), most))
 
 
-def _next(model: str, source: str, output: str, text: str) -> list[str]:
+def _next(model: str, source: str, columns: dict[str, str] | None, output: str, text: str) -> list[str]:
     """Return three commands that work when copied."""
     program = _program()
-    tuning = [model, "--data", source, "--epochs", "5"]
+    named = [word for field, column in (columns or {}).items() for word in ("--columns", f"{field}={column}")]
+    tuning = [model, "--data", source, *named, "--epochs", "5"]
+    fresh = next(name for name in ("my-model", *(f"my-model-{i}" for i in count(2))) if not Path(name).exists())
     return [
-        shlex.join([*program, "predict", output, text]),
+        shlex.join([*program, "predict", output, *(["--"] if text.startswith("-") else []), text]),
         shlex.join([*program, "plan", *tuning]),
-        shlex.join([*program, "finetune", *tuning, "--output", "my-model"]),
+        shlex.join([*program, "finetune", *tuning, "--output", fresh]),
     ]
 
 

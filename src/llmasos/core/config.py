@@ -109,6 +109,9 @@ class PredictConfig(Config):
     allow_truncated: float = option(
         1.0, "share of the texts that may be cut to max_length; cut ones are reported", least=0.0, most=1.0
     )
+    allow_dropped: float = option(
+        0.01, "share of the rows that an evaluation may leave out, such as empty ones", least=0.0, most=1.0
+    )
     precision: str = option("auto", "number format of the work", choices=("auto", "float32", "bfloat16"))
     speed: str = option(
         "auto",

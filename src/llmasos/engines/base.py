@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,18 @@ class Engine(Protocol):
         """Return the model's outputs, (rows, outputs), in the batch's order of rows."""
 
 
-def few(batch: Batch, rows: int = 4) -> Batch:
-    """Return the shortest few rows of a batch: enough to compare two ways to compute."""
-    from ..data.batching import split
+def few(batch: Batch, rows: int = 8) -> Batch:
+    """Return a few rows of a batch, spread over its lengths: enough to compare two ways to compute.
 
-    size = min(rows, len(batch))
-    parts: list[Any] = split(batch, len(batch) - size) if len(batch) > size else [batch]
-    return parts[-1] if len(parts[-1]) <= size else split(parts[-1], size)[-1]
+    Different lengths matter: they make the padded groups of a packed forward, which equal ones don't.
+    """
+    offsets = np.concatenate([[0], np.cumsum(batch.lengths)])
+    picks = np.unique(np.linspace(0, len(batch) - 1, min(rows, len(batch))).astype(int))
+    places = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in picks])
+    return Batch(
+        batch.ids[places],
+        None if batch.types is None else batch.types[places],
+        batch.lengths[picks],
+        batch.rows[picks],
+        None if batch.targets is None else batch.targets[picks],
+    )

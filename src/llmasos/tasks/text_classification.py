@@ -70,6 +70,8 @@ class TextClassificationTask(Task):
             data; a mapping from label to weight sets them; None weighs all alike.
         label_smoothing: share of the target probability that is spread over all classes, 0 to 1.
         threshold: the probability from which a label counts, with ``multi_label`` only.
+        pairs: every row has a second text; settled by the training data, so that a model for pairs
+            never answers about a first text alone.
 
     Example:
         >>> TextClassificationTask(labels=["bug", "question"]).num_labels
@@ -86,6 +88,7 @@ class TextClassificationTask(Task):
     class_weights: str | Mapping[Label, float] | None = None
     label_smoothing: float = 0.0
     threshold: float = 0.5
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         if self.labels is not None:
@@ -127,7 +130,7 @@ class TextClassificationTask(Task):
             Field(
                 "text_pair",
                 ("text_pair", "sentence2", "text2", "text_b", "hypothesis", "question2"),
-                required=False,
+                required=self.pairs,
                 doc="the second text of a pair",
             ),
             Field(
@@ -169,7 +172,9 @@ class TextClassificationTask(Task):
     def fitted(self, rows: Iterable[Row]) -> tuple[Self, list[str]]:
         """Settle the labels and the class weights from the rows, checking them against the task."""
         counts: Counter[Label] = Counter()
+        pairs = self.pairs
         for row in rows:
+            pairs = pairs or "text_pair" in row
             label = row["label"]
             counts.update(label if self.multi_label else (label,))
         notes: list[str] = []
@@ -183,7 +188,7 @@ class TextClassificationTask(Task):
                 f"every row has the same label: {only!r}",
                 hint="a classifier needs rows of at least two classes",
             )
-        task = replace(self, labels=labels, num_labels=len(labels))
+        task = replace(self, labels=labels, num_labels=len(labels), pairs=pairs)
         return replace(task, class_weights=task._weights(counts)), notes
 
     def _inferred(self, counts: Counter[Label], notes: list[str]) -> tuple[Label, ...]:
@@ -335,13 +340,14 @@ class TextClassificationTask(Task):
             "multi_label": self.multi_label,
             "label_smoothing": self.label_smoothing,
             "threshold": self.threshold,
+            "pairs": self.pairs,
             "class_weights": [[*pair] for pair in weights.items()] if isinstance(weights, Mapping) else weights,
         }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild a task from what ``to_dict`` gave."""
-        names = ("num_labels", "labels", "multi_label", "label_smoothing", "threshold")
+        names = ("num_labels", "labels", "multi_label", "label_smoothing", "threshold", "pairs")
         known = {name: content[name] for name in names if name in content}
         weights = content.get("class_weights")  # pairs, since JSON's keys would all be strings
         return cls(**known, class_weights=dict(weights) if isinstance(weights, list) else weights)

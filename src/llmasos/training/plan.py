@@ -115,7 +115,9 @@ def plan(
         phases["save"] = (time.perf_counter() - clock) * saves + _FINISH
         memory = hardware.peak_resident_memory()
         weights = sum(p.numel() * 4 for p in model.parameters())
-        disk = weights * min(2, saves) + int(prepared.scale * prepared.train.ids.nbytes)
+        tokenizer_files = sum(file.stat().st_size for file in located.path.glob("*token*"))
+        arrays = prepared.scale * (prepared.train.ids.nbytes + _RECORD * len(prepared.train))
+        disk = weights * min(2, saves) + tokenizer_files + _CURVES + int(arrays)
         available = hardware.memory_available() + hardware.resident_memory()
     if memory > available:
         notes.append(
@@ -124,7 +126,9 @@ def plan(
         yield Note(notes[-1], "warning")
     return Plan(
         rows=round(len(prepared.train) * prepared.scale),
-        evaluation_rows=0 if prepared.evaluation is None else round(len(prepared.evaluation) * prepared.scale),
+        evaluation_rows=0
+        if prepared.evaluation is None
+        else round(len(prepared.evaluation) * prepared.evaluation_scale),
         tokens=round(prepared.train.tokens * prepared.scale),
         longest=int(prepared.train.lengths.max()),
         steps=_steps(setup, prepared),
@@ -137,6 +141,7 @@ def plan(
     )
 
 
+_RECORD, _CURVES = 200, 250_000  # bytes of a row in arrays and ledgers; of curves.png and the other records
 _FINISH = 1.5  # seconds for the report's intervals, the curves and the records
 
 
@@ -188,7 +193,7 @@ def _evaluation_seconds(model: Any, setup: Setup, prepared: Prepared) -> float:
     clock = time.perf_counter()
     evaluate(engine, setup.task, part)
     each = (time.perf_counter() - clock) / part.tokens
-    return each * setup.evaluation.tokens * prepared.scale * len(evaluation_steps(setup))
+    return each * setup.evaluation.tokens * prepared.evaluation_scale * len(evaluation_steps(setup))
 
 
 def _choices(model: Any, setup: Setup, prepared: Prepared) -> list[Choice]:

@@ -38,6 +38,8 @@ class Prepared:
     fingerprints: dict[str, str] = field(default_factory=dict)
     scale: float = 1.0
     """Rows of the data for each row prepared; above 1 where a sample stands for all (a plan)."""
+    evaluation_scale: float = 1.0
+    """The same for the evaluation data."""
 
     def describe(self, index: int) -> str:
         """Word a row of the encoded training data for a message: file, row and line."""
@@ -87,8 +89,9 @@ def prepare(
         yield Note(f"no evaluation data given: {len(held)} of {total} rows are set aside (eval_split), drawn by class")
     if not len(rows):
         raise DataError("no row is left to train on", hint="a smaller eval_split, or more rows")
-    total, (rows, held) = len(rows), (_sampled(part, most, config.seed) for part in (rows, held))
-    scale = total / len(rows)
+    totals = (len(rows), len(held or ()))
+    rows, held = (_sampled(part, most, config.seed) for part in (rows, held))
+    scale, held_scale = totals[0] / len(rows), totals[1] / max(1, len(held or ()))
     ledgers: dict[str, Ledger] = {}
     encoded: dict[str, Encoded | None] = {"evaluation": None}
     for name, part in (("evaluation", held), ("train", rows)):
@@ -104,10 +107,10 @@ def prepare(
     assert train is not None
     prints = (
         {}
-        if scale != 1.0
+        if scale != 1.0 or held_scale > 1.0
         else {"train": rows.fingerprint()} | ({} if held is None else {"evaluation": held.fingerprint()})
     )
-    return Prepared(task, rows, train, held, encoded["evaluation"], max_length, summaries, prints, scale)
+    return Prepared(task, rows, train, held, encoded["evaluation"], max_length, summaries, prints, scale, held_scale)
 
 
 def _sampled(rows: Any, most: int | None, seed: int) -> Any:

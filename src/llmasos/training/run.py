@@ -250,14 +250,15 @@ def ready(
     """Open the model on its device and decide how it is trained. Returns notes as the third part."""
     from ..architectures import _proof
     from ..architectures.base import find
-    from ..data.batching import gather, sorted_order
-    from ..engines.base import few
+    from ..data.batching import gather
     from ..loading import load_model, set_dropout
     from .trainer import Setup
 
     device = hardware.pick_device(config.device)
     precision, _ = hardware.pick_precision(config.precision, device)
     notes: list[str] = []
+    if model is not None and known is not None and known.head_config() != prepared.task.head_config():
+        model = None  # other labels, as the data shows: they begin from the folder again, with a new head
     if model is None:
         model, notes = load_model(located.path, prepared.task, seed=config.seed, known=known)
     model.to(device)
@@ -266,8 +267,9 @@ def ready(
     pad_id = tokenizer.pad_token_id or 0
     architecture = find(model)[0] if config.speed == "auto" else None
     if architecture is not None:
-        rows = list(sorted_order(prepared.train.lengths, 4))[-1]
-        batch = few(gather(prepared.train, rows))
+        rows = np.argsort(prepared.train.lengths, kind="stable")
+        spread = np.unique(np.linspace(0, 0.9 * (len(rows) - 1), min(8, len(rows))).astype(int))
+        batch = gather(prepared.train, rows[spread])
 
         def loss(logits: Any) -> Any:
             import torch
