@@ -23,7 +23,7 @@ CANDIDATES = ("trainer_defaults", "trainer_best", "llmasos_plain", "llmasos")
 # Documented flags that help on a processor. Not among them: torch_compile (the many shapes made it lose by
 # far), dataloader workers (they take a core from the two that train), optim (the default is the fused AdamW).
 BEST = {
-    "bf16": True,
+    "bf16": machine.has_bf16(),  # without bf16 units the flag makes a processor slower
     "train_sampling_strategy": "group_by_length",
     "per_device_eval_batch_size": 64,
     "use_cpu": True,
@@ -55,8 +55,8 @@ def main() -> None:
 
 
 def with_shares(runs: list[Run], counts: list[Run], tokens: int) -> list[Run]:
-    """Add the share of the bf16 peak that each training loop reached, by useful and by executed work."""
-    peak = middle(runs, "machine", "bf16_gflops")
+    """Add the share of the machine's matrix-product peak that each training loop reached, by useful and by executed work."""
+    peak = max((middle(runs, "machine", kind) or 0.0 for kind in ("bf16_gflops", "fp32_gflops")), default=0.0)
     useful = flops.useful(data.model_folder(), tokens) / 1e9
     out = []
     for run in runs:
@@ -78,8 +78,8 @@ def result(runs: list[Run], counts: list[Run], names: list[str], tokens: int) ->
             Column("seconds", "seconds", 1),
             Column("quality", "accuracy (mean)", 4, "mean"),
             Column("train_seconds", "training loop, s", 1),
-            Column("peak_share", "% of bf16 peak, useful work", 1),
-            Column("executed_share", "% of bf16 peak, executed work", 1),
+            Column("peak_share", "% of peak, useful work", 1),
+            Column("executed_share", "% of peak, executed work", 1),
             Column("import_seconds", "imports, s", 1),
             Column("process_seconds", "whole process, s", 1),
         ],
@@ -102,7 +102,7 @@ def goals(runs: list[Run]) -> list[Goal]:
         goal("at least 5x faster than Trainer with its defaults", defaults, 5, shown="{:.2f}x"),
         goal("at least 1.8x faster than Trainer with its best flags", best, 1.8, shown="{:.2f}x"),
         goal("mean accuracy at most 0.5 points below Trainer's", gap, -0.5, shown="{:+.2f} points"),
-        goal("at least 60 % of the bf16 peak in the training loop", share, 60, shown="{:.1f} %"),
+        goal("at least 60 % of the matrix-product peak in the training loop", share, 60, shown="{:.1f} %"),
     ]
 
 
@@ -116,7 +116,7 @@ def notes(runs: list[Run], counts: list[Run], tokens: int) -> list[str]:
         + ", ".join(f"{key} {number:.0f}" for key, number in peaks.items() if number is not None)
         + " (median of torch.mm on 2048^3, and of summing 512 MB)",
         f"useful work = {flops.FORMULA} = 6 x {flops.matrix_parameters(data.model_folder()):,} x {tokens:,}; "
-        "its share of the peak = useful work / seconds in the training loop / peak",
+        "its share of the peak = useful work / seconds in the training loop / the higher of the two peaks",
         f"executed work per useful work, counted on {COUNT_ROWS} rows at most: {work or 'not measured'} "
         "(attention products and padding add to it, skipped work takes away)",
         f"trainer_best: {', '.join(f'{key}={value!r}' for key, value in BEST.items())}",

@@ -43,6 +43,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def has_bf16() -> bool:
+    """Say whether the processor has units for bfloat16 products."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(describe()["instructions"]))
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that matter, of those that are installed."""
     found = {}
