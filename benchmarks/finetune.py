@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def with_shares(runs: list[Run], counts: list[Run], tokens: int) -> list[Run]:
-    """Add the share of the machine's matrix-product peak that each training loop reached, by useful and by executed work."""
+    """Add the share of the matrix-product peak that each training loop reached, by useful and by executed work."""
     peak = max((middle(runs, "machine", kind) or 0.0 for kind in ("bf16_gflops", "fp32_gflops")), default=0.0)
     useful = flops.useful(data.model_folder(), tokens) / 1e9
     out = []
