@@ -458,18 +458,24 @@ def test_a_wrong_gradient_alone_is_refused(monkeypatch):
     assert not proof.holds
 
 
-def test_a_forward_that_is_wrong_only_in_padded_groups_is_refused_too(monkeypatch):
+def open_to_padding(monkeypatch):
     group = base._group
 
-    def open_to_padding(*arguments):
+    def opened(*arguments):
         made = group(*arguments)
         return made if made.bias is None else made._replace(bias=torch.zeros_like(made.bias))
 
+    monkeypatch.setattr(base, "_group", opened)
+
+
+@pytest.mark.parametrize("first", [LENGTHS["padded groups"], [30, 29, 28, 5], [11]], ids=str)
+def test_a_forward_that_is_wrong_only_in_padded_groups_is_refused_whatever_rows_come_first(monkeypatch, first):
     model, batch = build(), rows_of(LENGTHS["padded groups"])
     wanted, _ = originals(model, batch)
-    monkeypatch.setattr(base, "_group", open_to_padding)
+    open_to_padding(monkeypatch)
     assert not whole(model, LENGTHS["padded groups"]).holds
     engine = TorchEngine(model, 0)
+    engine.logits(rows_of(first))
     assert_near(torch.from_numpy(engine.logits(batch)), wanted, 1e-5)
     assert "transformers' forward" in engine.how
 

@@ -644,6 +644,15 @@ def test_after_a_loss_of_nan_the_best_evaluated_model_is_kept(train, tmp_path):
     assert left_in(tmp_path) == ["out"]
 
 
+def test_after_a_loss_of_nan_without_an_output_the_model_in_memory_has_the_weights_from_before(model):
+    options = {**BASE, "batch_size": 5, "data": POISON_ROWS, "progress": False}
+    llm, clean = LLM.from_pretrained(model), LLM.from_pretrained(model)
+    with pytest.raises(TrainingError, match=r"at step 3.*weights from before this step are kept"):
+        llm.finetune(POISONED, **options)
+    clean.finetune(POISONED, **options, max_steps=2)
+    assert equal(weights_of(llm), weights_of(clean))
+
+
 def test_a_loss_of_nan_at_the_first_step_leaves_nothing_behind(train, tmp_path):
     with pytest.raises(TrainingError, match=r"at step 1;.*nothing had been learned yet"):
         train(POISONED, POISON_ROWS, batch_size=25, output=tmp_path / "out")
@@ -738,6 +747,15 @@ def test_ctrl_c_in_an_evaluation_or_while_saving_ends_with_a_usable_model(train,
         stop = when(lambda event, phase=phase: isinstance(event, Phase) and event.name == phase)
         caught_ctrl_c(lambda out=out, stop=stop: train(output=out, listener=stop))
         assert_usable(out)
+
+
+def test_ctrl_c_in_the_midst_of_saving_waits_until_the_model_is_safe(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "plot_curves", ctrl_c)  # drawn after the last step, before the model is written
+    outcome, error = caught_ctrl_c(lambda: train(output=tmp_path / "out", draw=True))
+    assert outcome is None
+    assert error is not None
+    assert_usable(tmp_path / "out")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class Impatient(TextClassificationTask):
