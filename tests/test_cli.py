@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
 import shlex
 import signal
 import subprocess
@@ -45,9 +43,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = "".join(f"a {word} day {i},{word}\n" for i in range(10) for word in ("good", "bad"))
     (folder / "my.csv").write_text("review,stars\n" + table)
-    words = ["finetune", base, "--data", folder / "train.jsonl", "--output", folder / "tuned", "--json"]
-    done = subprocess.run([*LLMASOS, *map(str, words)], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
+    words = ["finetune", base, "--data", folder / "train.jsonl", "--output", folder / "tuned"]
+    assert main([str(word) for word in words]) == 0
     return Places(folder, base, folder / "tuned")
 
 
@@ -298,7 +295,7 @@ def test_an_evaluation_leaves_out_as_many_rows_as_allowed(run, tmp_path):
     (tmp_path / "gap.csv").write_text("text,label\ngood,good\nbad,bad\n ,bad\n")
     assert run("evaluate", "tuned", "--data", "gap.csv")[0] == 2
     code, out, _ = run("evaluate", "tuned", "--data", "gap.csv", "--allow-dropped", "0.5")
-    assert (code, out.splitlines()[0]) == (0, "3 rows of gap.csv") or out.startswith("2 rows of gap.csv")
+    assert (code, out.splitlines()[0]) == (0, "2 rows of gap.csv")
 
 
 @pytest.mark.parametrize(("verb", "flag", "value"), [
@@ -359,15 +356,11 @@ def test_a_pipe_through_real_processes(places):
     assert done.stderr == f"loading {places.tuned}\n"
 
 
-def test_on_a_terminal_answers_are_readable(places):
-    ours, theirs = pty.openpty()
-    words = [*LLMASOS, "predict", str(places.tuned), "a good day"]
-    done = subprocess.run(words, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
-    os.close(theirs)
-    label, score, text = os.read(ours, 10_000).decode().strip().split("  ")
-    os.close(ours)
-    assert done.returncode == 0
-    assert (label in ("good", "bad"), text) == (True, "a good day")
+def test_on_a_terminal_answers_are_readable(run, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    label, score, text = run("predict", "tuned", "a good day")[1].strip().split("  ")
+    assert label in ("good", "bad")
+    assert text == "a good day"
     assert 0.0 < float(score) < 1.0
 
 

@@ -14,17 +14,25 @@ import torch
 from llmasos import LLM, TextClassificationTask
 from llmasos.core.events import Phase
 from llmasos.errors import DataError, UsageError
+from llmasos.training import curves
 from llmasos.training import plan as planning
 from tiny import save_tiny_bert
 
 TASK, ROWS = TextClassificationTask.sample()
 BASE: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "float32", "threads": 1}
+PLOT = curves.plot_curves
 EMPTY = {"text": " ", "label": "praise"}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_bert(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the runs' curves: two thirds of so short a run's time, and nothing that a plan speaks of."""
+    monkeypatch.setattr(curves, "plot_curves", lambda *_: None)
 
 
 def make_plan(model: Path, data: Any = ROWS, **options: Any) -> planning.Plan:
@@ -71,8 +79,9 @@ def test_costs_are_above_zero_and_add_up(model):
     assert json.loads(json.dumps(plan.as_dict()))["steps"] == plan.steps
 
 
-def test_the_disk_that_is_planned_suffices(model, tmp_path):
+def test_the_disk_that_is_planned_suffices(model, tmp_path, monkeypatch):
     plan = make_plan(model)
+    monkeypatch.setattr(curves, "plot_curves", PLOT)  # the picture counts
     LLM.from_pretrained(model).finetune(TASK, ROWS, output=tmp_path / "out", progress=False, **BASE)
     assert plan.disk_bytes >= sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
 

@@ -1,57 +1,144 @@
-"""Write the reference pages from the code: ``python docs/reference/generate.py``. A test holds them current."""
+"""Write cli.md and options.md from the code: ``python docs/reference/generate.py``.
+
+``tests/test_docs.py`` holds that the two pages are what this gives.
+"""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from dataclasses import fields
+import dataclasses
+import typing
 from pathlib import Path
+from typing import Any
 
-from llmasos.cli import VERBS
+from llmasos.cli import VERBS, command_of, examples_of
+from llmasos.cli.options import OWN, argument_lines
+from llmasos.core import plugins
 from llmasos.core.config import Config, FinetuneConfig, PredictConfig
 
 HERE = Path(__file__).resolve().parent
-MADE = "<!-- made by docs/reference/generate.py -->"
+MADE = "<!-- Made by docs/reference/generate.py: change the code, then run it. -->\n\n"
 
 
-def options() -> str:
-    """Return the page of all options."""
-    parts = [f"# Options\n\n{MADE}\n\nThe same names are Python keywords, YAML keys and, with dashes, flags."]
-    parts.append(_table("finetune and plan", FinetuneConfig))
-    parts.append(_table("predict and evaluate", PredictConfig))
-    return "\n\n".join(parts) + "\n"
+def pages() -> dict[str, str]:
+    """Return the pages by file name."""
+    return {"cli.md": _cli(), "options.md": _options()}
 
 
-def _table(title: str, kind: type[Config]) -> str:
-    lines = [f"## {title}", "", "| option | default | what it does |", "|---|---|---|"]
-    for item in fields(kind):
-        choices = item.metadata["choices"]
-        said = item.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-        lines.append(f"| `{item.name}` | `{item.default}` | {said} |")
-    return "\n".join(lines)
+def _cli() -> str:
+    verbs = "".join(_verb(verb) for verb in VERBS)
+    return f"""{MADE}# Command line
+
+`llmasos VERB [OPTIONS]`. Answers go to standard output, everything else to standard error. Every verb takes:
+
+| flag | |
+|---|---|
+| `--json` | print one JSON document on standard output, also when something went wrong |
+| `--debug` | show the traceback of an error, and the libraries' warnings |
+| `--help`, `-h` | show options and examples |
+
+| exit code | |
+|---|---|
+| 0 | done |
+| 1 | the work failed |
+| 2 | bad usage or bad input |
+| 130 | stopped with Ctrl-C |
+
+What follows `--` is text and never a flag: `llmasos predict my-model -- "-5 degrees"`.
+{verbs}"""
 
 
-def cli() -> str:
-    """Return the page of all verbs: what ``--help`` prints."""
-    parts = [f"# Command line\n\n{MADE}"]
-    for words in ([], *([verb] for verb in VERBS)):
-        shown = f"llmasos {' '.join(words)}".strip()
-        parts.append(f"## {shown}\n\n```text\n{_help(words)}\n```")
-    return "\n\n".join(parts) + "\n"
+def _verb(verb: str) -> str:
+    command = command_of(verb)
+    examples = "\n".join(examples_of(verb))
+    parameters = [p for p in command.params if "--json" not in p.opts]
+    table = "".join(f"| {_names(p)} | {_cell(p.help)}{_default(p)} |\n" for p in parameters)
+    rows = f"\n| | |\n|---|---|\n{table}" if table else ""
+    return f"\n## {verb}\n\n{command.help}\n\n```sh\n{examples}\n```\n{rows}"
 
 
-def _help(words: list[str]) -> str:
-    plain = {**os.environ, "COLUMNS": "110", "TERMINAL_WIDTH": "110", "NO_COLOR": "1", "TERM": "dumb"}
-    call = [sys.executable, "-m", "llmasos", *words, "--help"]
-    text = subprocess.run(call, env=plain, capture_output=True, text=True, check=True).stdout
-    text = re.sub(r"\x1b\[[\d;]*m", "", text).replace("python -m llmasos", "llmasos")
-    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+def _names(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.metavar}`"
+    metavar = f" {parameter.metavar}" if parameter.metavar else ""
+    flags = ", ".join(f"`{name}`" for name in parameter.opts)
+    return flags + (f" `{metavar.strip()}`" if metavar else "")
 
 
-PAGES = {"options.md": options, "cli.md": cli}
+def _default(parameter: Any) -> str:
+    told = parameter.show_default is not False and parameter.default not in (None, False, [])
+    return f" (default {parameter.default})" if told and isinstance(parameter.default, str) else ""
+
+
+def _options() -> str:
+    own = ", ".join(f"`{name}`" for name in OWN)
+    tasks = "".join(_task(name) for name in plugins.names("tasks"))
+    return f"""{MADE}# Options
+
+One name everywhere: `epochs=3` in Python, `--epochs 3` as a flag, `--set epochs=3`, `epochs: 3` in a recipe
+(`--config recipe.yaml`). A flag wins over `--set`, which wins over the recipe, which wins over the default. An unknown
+name is an error that suggests the nearest known one.
+
+A recipe may also hold {own}.
+
+## finetune and plan
+
+{_config(FinetuneConfig)}
+## predict and evaluate
+
+{_config(PredictConfig)}{tasks}"""
+
+
+def _task(name: str) -> str:
+    task = plugins.load("tasks", name)
+    lines, hints = argument_lines(task), typing.get_type_hints(task)
+    options = [
+        (f.name, _kind(hints[f.name]), f"`{f.default!r}`", lines.get(f.name, "")) for f in dataclasses.fields(task)
+    ]
+    found = [(f.name, "yes" if f.required else "no", ", ".join(f.aliases), f.doc) for f in task().fields]
+    return (
+        f"\n## The task {name}\n\nArguments of `{task.__name__}`:\n\n"
+        + _table(("option", "values", "default", ""), options)
+        + "\nFields of its rows:\n\n"
+        + _table(("field", "required", "columns found by themselves", ""), found)
+    )
+
+
+def _config(config: type[Config]) -> str:
+    hints = typing.get_type_hints(config)
+    rows = []
+    for field in dataclasses.fields(config):
+        about = field.metadata
+        values = " ".join(f"`{word}`" for word in about["choices"]) or _kind(hints[field.name]) + _range(about)
+        rows.append((field.name, values, f"`{field.default}`", about["help"]))
+    return _table(("option", "values", "default", ""), rows)
+
+
+def _range(about: Any) -> str:
+    least, most = about["least"], about["most"]
+    if least is None:
+        return ""
+    return f", at least {least:g}" if most is None else f", {least:g} to {most:g}"
+
+
+def _kind(hint: Any) -> str:
+    parts = typing.get_args(hint) if typing.get_origin(hint) is not tuple and typing.get_args(hint) else (hint,)
+    words = {int: "whole number", float: "number", str: "word", bool: "True or False", type(None): "None"}
+    return " or ".join(words.get(part) or _collection(part) for part in parts)
+
+
+def _collection(part: Any) -> str:
+    return "mapping" if "Mapping" in str(part) else "list"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *((f"`{row[0]}`", *map(_cell, row[1:])) for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\[", "[").replace("|", "\\|")
+
 
 if __name__ == "__main__":
-    for name, page in PAGES.items():
-        (HERE / name).write_text(page(), encoding="utf-8")
+    for name, text in pages().items():
+        (HERE / name).write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
 from .core.config import Config, FinetuneConfig, PredictConfig, read_recipe
-from .core.errors import BundleError, NotFittedError, UsageError
+from .core.errors import BundleError, NotFittedError, TrainingError, UsageError
 from .core.events import Event
 from .tasks.base import Task
 
@@ -157,10 +157,14 @@ class LLM:
             columns=columns, output=output, overwrite=overwrite, config=config_, model=self._reusable(task),
         )  # fmt: skip
         self._engines.clear()
-        model, fitted, run = _followed(events, progress)
-        self._model, self.task, self._report, self._metrics = model, fitted, run.report, run.metrics
-        self._origin = run.lineage
-        return run  # type: ignore[no-any-return]
+        try:
+            kept = _followed(events, progress)
+        except (TrainingError, KeyboardInterrupt) as stopped:
+            if kept := getattr(stopped, "kept", ()):
+                self._adopt(*kept)
+            raise
+        self._adopt(*kept)
+        return kept[-1]  # type: ignore[no-any-return]
 
     def predict(self, data: Any, *, columns: Mapping[str, str] | None = None, **options: Any) -> Any:
         """Answer for one text, a list, an iterator or a file.
@@ -212,6 +216,10 @@ class LLM:
         )
 
     # -- inside -------------------------------------------------------------------------------------
+
+    def _adopt(self, model: Any, task: Task, run: Run) -> None:
+        self._model, self.task, self._report, self._metrics = model, task, run.report, run.metrics
+        self._origin = run.lineage
 
     def _fitted(self) -> Task:
         if self.task is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,7 +140,8 @@ def _next(model: str, source: str, columns: dict[str, str] | None, output: str, 
     program = _program()
     named = [word for field, column in (columns or {}).items() for word in ("--columns", f"{field}={column}")]
     tuning = [model, "--data", source, *named, "--epochs", "5"]
-    fresh = next(name for name in ("my-model", *(f"my-model-{i}" for i in count(2))) if not Path(name).exists())
+    names = chain(["my-model"], (f"my-model-{number}" for number in count(2)))
+    fresh = next(name for name in names if not Path(name).exists())
     return [
         shlex.join([*program, "predict", output, *(["--"] if text.startswith("-") else []), text]),
         shlex.join([*program, "plan", *tuning]),

@@ -106,9 +106,7 @@ class PredictConfig(Config):
 
     batch_size: int = option(64, "texts computed at once; the labels do not depend on it", least=1)
     max_length: int | None = option(None, "longest text in tokens; the model's limit if not given", least=8)
-    allow_truncated: float = option(
-        1.0, "share of the texts that may be cut to max_length; cut ones are reported", least=0.0, most=1.0
-    )
+    allow_truncated: float = option(1.0, "share of the texts that may be cut to max_length", least=0.0, most=1.0)
     allow_dropped: float = option(
         0.01, "share of the rows that an evaluation may leave out, such as empty ones", least=0.0, most=1.0
     )

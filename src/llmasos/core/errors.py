@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class LLMasOSError(Exception):
@@ -106,7 +107,9 @@ class ParityError(LLMasOSError, ArithmeticError):
 
 
 class TrainingError(LLMasOSError, RuntimeError):
-    """A run that cannot go on."""
+    """A run that cannot go on. ``kept``: the model, task and run up to there, where something was learned."""
+
+    kept: tuple[Any, ...] = ()
 
 
 class RemoteError(LLMasOSError, ConnectionError):

@@ -20,18 +20,24 @@ class Engine(Protocol):
         """Return the model's outputs, (rows, outputs), in the batch's order of rows."""
 
 
-def few(batch: Batch, rows: int = 8) -> Batch:
-    """Return a few rows of a batch, spread over its lengths: enough to compare two ways to compute.
+def few(batch: Batch, rows: int = 4) -> Batch:
+    """Return a few rows of a batch, and short beginnings of them: enough to compare two ways to compute.
 
-    Different lengths matter: they make the padded groups of a packed forward, which equal ones don't.
+    The beginnings have many lengths, so that the padded groups of a packed forward are compared too,
+    whatever rows come first.
     """
-    offsets = np.concatenate([[0], np.cumsum(batch.lengths)])
-    picks = np.unique(np.linspace(0, len(batch) - 1, min(rows, len(batch))).astype(int))
-    places = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in picks])
+    ends = np.cumsum(batch.lengths)
+    whole = np.unique(np.linspace(0, len(batch) - 1, min(rows, len(batch))).astype(int))
+    picks = np.concatenate([whole, np.resize(whole, 8)])
+    lengths = np.minimum(batch.lengths[picks], [*batch.lengths[whole], *range(9, 1, -1)]).astype(np.int32)
+    order = np.argsort(-lengths, kind="stable")
+    picks, lengths = picks[order], lengths[order]
+    starts = (ends - batch.lengths)[picks]
+    places = np.concatenate([np.arange(a, a + n) for a, n in zip(starts, lengths, strict=True)])
     return Batch(
         batch.ids[places],
         None if batch.types is None else batch.types[places],
-        batch.lengths[picks],
+        lengths,
         batch.rows[picks],
         None if batch.targets is None else batch.targets[picks],
     )

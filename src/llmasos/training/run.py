@@ -36,7 +36,7 @@ from ..tasks.base import Task
 if TYPE_CHECKING:
     from ..sources.base import Located
     from .prepare import Prepared
-    from .trainer import Setup
+    from .trainer import Progressed, Setup
 
 
 @dataclass
@@ -251,6 +251,7 @@ def ready(
     from ..architectures import _proof
     from ..architectures.base import find
     from ..data.batching import gather
+    from ..engines.base import few
     from ..loading import load_model, set_dropout
     from .trainer import Setup
 
@@ -268,8 +269,8 @@ def ready(
     architecture = find(model)[0] if config.speed == "auto" else None
     if architecture is not None:
         rows = np.argsort(prepared.train.lengths, kind="stable")
-        spread = np.unique(np.linspace(0, 0.9 * (len(rows) - 1), min(8, len(rows))).astype(int))
-        batch = gather(prepared.train, rows[spread])
+        spread = np.unique(np.linspace(0, 0.9 * (len(rows) - 1), min(4, len(rows))).astype(int))
+        batch = few(gather(prepared.train, rows[spread]))
 
         def loss(logits: Any) -> Any:
             import torch
@@ -325,7 +326,7 @@ def _train(
     notes: list[str],
     started: float,
 ) -> Generator[Event, None, tuple[Any, Task, Run]]:
-    from .trainer import Progressed, train
+    from .trainer import Progressed, interruptible, train
 
     state = Progressed()
 
@@ -350,6 +351,41 @@ def _train(
     if not state.step or (state.broken and not state.best_step):
         folder.discard()
         raise error or TrainingError("no step was made", hint="epochs or max_steps is 0")
+    with interruptible() as pressed:  # half a model helps nobody: Ctrl-C waits for the whole
+        run = _complete(folder, located, tokenizer, model, setup, prepared, notes, state, started)
+    if folder.output is not None:
+        yield Saved(run.path)
+    if isinstance(error, TrainingError):
+        where = f" in {run.path}" if folder.output else ""
+        error.message += f" (step {run.best_step}{where})"
+        error.kept = (model, setup.task, run)
+        raise error
+    yield Finished(state.reason, state.step, run.seconds, run.metrics)
+    if error or pressed.is_set():
+        raise Interrupted(model, setup.task, run) from error
+    return model, setup.task, run
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after what was learned has been kept: ``kept`` is what a finished run returns."""
+
+    def __init__(self, *kept: Any) -> None:
+        super().__init__("interrupted")
+        self.kept = kept
+
+
+def _complete(
+    folder: RunFolder,
+    located: Located,
+    tokenizer: Any,
+    model: Any,
+    setup: Setup,
+    prepared: Prepared,
+    notes: list[str],
+    state: Progressed,
+    started: float,
+) -> Run:
+    """Take the best weights back, write the records and save the model."""
     if state.best_step and state.best_step < state.step:
         read_weights(model, folder.best)
     report = state.best_scorer.report() if state.best_scorer else None
@@ -370,16 +406,7 @@ def _train(
     _write_record(folder, located, setup, prepared, notes, run.as_dict() | {"training_seconds": state.seconds})
     _draw(folder)
     folder.finish(lambda path: save(path, model, tokenizer, setup.task, run.lineage, report, metrics))
-    if folder.output is not None:
-        yield Saved(run.path)
-    if isinstance(error, TrainingError):
-        where = f" in {run.path}" if folder.output else ""
-        error.message += f" (step {run.best_step}{where})"
-        raise error
-    yield Finished(state.reason, state.step, run.seconds, metrics)
-    if isinstance(error, KeyboardInterrupt):
-        raise error
-    return model, setup.task, run
+    return run
 
 
 def _draw(folder: RunFolder) -> None:

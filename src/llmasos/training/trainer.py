@@ -155,7 +155,7 @@ def train(model: Any, setup: Setup, keep: Callable[[], None], state: Progressed)
     clock = _Clock(setup.steps)
     since: list[float] = []  # losses since the last evaluation
     try:
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             for step, rows in enumerate(_batches(setup)):
                 batch = _augmented(gather(setup.train, rows), setup, step)
                 loss, norm = stepper.compute(batch)
@@ -321,7 +321,7 @@ class _Clock:
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a request to stop after the step; a second one stops at once."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
