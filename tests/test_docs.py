@@ -104,7 +104,7 @@ def test_the_reference_pages_are_current():
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "reference" / "generate.py")
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
-    for name, page in made.PAGES.items():
+    for name, page in {"cli.md": made.cli, "options.md": made.options}.items():
         assert (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8") == page(), f"run {spec.origin}"
 
 

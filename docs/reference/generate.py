@@ -1,6 +1,6 @@
 """Write cli.md and options.md from the code: ``python docs/reference/generate.py``.
 
-``tests/test_docs.py`` holds that the two pages are what this gives.
+``tests/test_docs.py`` holds that the pages are what this gives.
 """
 
 from __future__ import annotations
@@ -19,12 +19,8 @@ HERE = Path(__file__).resolve().parent
 MADE = "<!-- Made by docs/reference/generate.py: change the code, then run it. -->\n\n"
 
 
-def pages() -> dict[str, str]:
-    """Return the pages by file name."""
-    return {"cli.md": _cli(), "options.md": _options()}
-
-
-def _cli() -> str:
+def cli() -> str:
+    """Return the page of all verbs."""
     verbs = "".join(_verb(verb) for verb in VERBS)
     return f"""{MADE}# Command line
 
@@ -47,29 +43,8 @@ What follows `--` is text and never a flag: `llmasos predict my-model -- "-5 deg
 {verbs}"""
 
 
-def _verb(verb: str) -> str:
-    command = command_of(verb)
-    examples = "\n".join(examples_of(verb))
-    parameters = [p for p in command.params if "--json" not in p.opts]
-    table = "".join(f"| {_names(p)} | {_cell(p.help)}{_default(p)} |\n" for p in parameters)
-    rows = f"\n| | |\n|---|---|\n{table}" if table else ""
-    return f"\n## {verb}\n\n{command.help}\n\n```sh\n{examples}\n```\n{rows}"
-
-
-def _names(parameter: Any) -> str:
-    if parameter.param_type_name == "argument":
-        return f"`{parameter.metavar}`"
-    metavar = f" {parameter.metavar}" if parameter.metavar else ""
-    flags = ", ".join(f"`{name}`" for name in parameter.opts)
-    return flags + (f" `{metavar.strip()}`" if metavar else "")
-
-
-def _default(parameter: Any) -> str:
-    told = parameter.show_default is not False and parameter.default not in (None, False, [])
-    return f" (default {parameter.default})" if told and isinstance(parameter.default, str) else ""
-
-
-def _options() -> str:
+def options() -> str:
+    """Return the page of all options."""
     own = ", ".join(f"`{name}`" for name in OWN)
     tasks = "".join(_task(name) for name in plugins.names("tasks"))
     return f"""{MADE}# Options
@@ -86,6 +61,27 @@ A recipe may also hold {own}.
 ## predict and evaluate
 
 {_config(PredictConfig)}{tasks}"""
+
+
+def _verb(verb: str) -> str:
+    command = command_of(verb)
+    examples = "\n".join(examples_of(verb))
+    parameters = [p for p in command.params if "--json" not in p.opts]
+    table = "".join(f"| {_names(p)} | {_cell(p.help)}{_default(p)} |\n" for p in parameters)
+    rows = f"\n| | |\n|---|---|\n{table}" if table else ""
+    return f"\n## {verb}\n\n{command.help}\n\n```sh\n{examples}\n```\n{rows}"
+
+
+def _names(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.metavar}`"
+    flags = ", ".join(f"`{name}`" for name in parameter.opts)
+    return _cell(f"{flags} `{parameter.metavar}`") if parameter.metavar else flags
+
+
+def _default(parameter: Any) -> str:
+    told = parameter.show_default is not False and parameter.default not in (None, False, [])
+    return f" (default {parameter.default})" if told and isinstance(parameter.default, str) else ""
 
 
 def _task(name: str) -> str:
@@ -139,6 +135,8 @@ def _cell(text: str) -> str:
     return text.replace("\\[", "[").replace("|", "\\|")
 
 
+PAGES = {"cli.md": cli, "options.md": options}
+
 if __name__ == "__main__":
-    for name, text in pages().items():
-        (HERE / name).write_text(text, encoding="utf-8")
+    for name, page in PAGES.items():
+        (HERE / name).write_text(page(), encoding="utf-8")
