@@ -80,7 +80,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """The run is over. ``reason``: "done", "early stopping", "interrupted", "max_steps"."""
+    """The run is over. ``reason``: "done", "early stopping", "interrupted", "stopped"."""
 
     reason: str
     steps: int
