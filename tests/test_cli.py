@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shlex
-import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -250,22 +249,6 @@ def test_the_loss_of_a_run_that_blows_up_exits_with_1(run):
                        "--gradient-clip", "0", "--epochs", "9")  # fmt: skip
     assert code == 1
     assert err.splitlines()[-2].startswith("error: ")
-
-
-def test_ctrl_c_keeps_the_best_model_and_exits_with_130(places, tmp_path):
-    words = ["finetune", places.base, "--data", places.folder / "train.jsonl", "--output", tmp_path / "model",
-             "--epochs", "100000"]  # fmt: skip
-    process = subprocess.Popen([*LLMASOS, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "the best so far" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert f"the best model so far is in {tmp_path / 'model'}" in " ".join(err.split())
-    assert "Traceback" not in err
-    assert record(str(tmp_path / "model"))["result"]["reason"] == "interrupted"
 
 
 # -- evaluate ---------------------------------------------------------------------------------------------
