@@ -598,3 +598,11 @@ def test_one_model_may_change_its_options_from_call_to_call(tuned):
     np.testing.assert_allclose(rough, exact, atol=0.1)
     np.testing.assert_allclose(plain, exact, atol=1e-5)
     np.testing.assert_array_equal(scores_of(tuned.llm.predict(TEXTS, precision="float32")), exact)
+
+
+def test_an_evaluation_says_how_many_rows_it_cut_and_left_out(tuned):
+    events = []
+    rows = [("good" * 9, "praise"), ("", "praise"), ("good 1", "praise")]
+    tuned.llm.evaluate(rows, max_length=11, allow_dropped=0.5, progress=events.append)
+    said = [event.text for event in events if hasattr(event, "text")]
+    assert said == ["1 of 3 rows are cut to 11 tokens", "1 of 3 rows are left out"]

@@ -273,19 +273,25 @@ class LLM:
     def _evaluation(
         self, data: Any, columns: Mapping[str, str] | None, config: PredictConfig
     ) -> Generator[Event, None, Report]:
-        from .core.events import Phase, Progress
+        from .core.events import Note, Phase, Progress
         from .data.dataset import read
         from .data.encoding import encode
+        from .data.ledger import Ledger
         from .evaluation import evaluate
 
         task = self._fitted()
         yield Phase("read")
         rows = read(data, task.fields, columns=columns)
         yield Phase("tokenize", len(rows))
+        length, ledger = self._max_length(config), Ledger()
         encoded = encode(
-            rows, task, self.tokenizer, self._max_length(config),
-            allow_truncated=config.allow_truncated, allow_dropped=config.allow_dropped,
+            rows, task, self.tokenizer, length,
+            allow_truncated=config.allow_truncated, allow_dropped=config.allow_dropped, ledger=ledger,
         )  # fmt: skip
+        account = ledger.summary()
+        for name, what in (("truncated", f"cut to {length} tokens"), ("dropped", "left out")):
+            if account[name]:
+                yield Note(f"{account[name]} of {account['rows']} rows are {what}", "warning")
         yield Phase("evaluate", len(encoded))
         _, scorer = evaluate(self._engine(config), task, encoded, batch_size=config.batch_size)
         yield Progress(len(encoded))
