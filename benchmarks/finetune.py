@@ -210,11 +210,12 @@ def llmasos(name: str, train: Path, validation: Path, output: Path, seed: int) -
     import datasets
     import sklearn.metrics
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.models.bert import modeling_bert  # Trainer's import brings what this needs
 
     from llmasos import LLM, TextClassificationTask
 
     imports = time.perf_counter() - start
-    del datasets, sklearn, AutoModelForSequenceClassification, AutoTokenizer  # imported before the clock starts
+    del datasets, sklearn, modeling_bert, AutoModelForSequenceClassification, AutoTokenizer  # imported before the clock starts
     phases = child.Phases()
     LLM.from_pretrained(data.MODEL).finetune(
         TextClassificationTask(num_labels=2),

@@ -125,7 +125,15 @@ def test_logits_and_every_gradient_are_those_of_transformers(kind, pairs, length
 def test_rows_of_many_lengths_do_make_padded_groups():
     groups = pack(rows_of(LENGTHS["padded groups"])).groups
     assert any(group.padded is not None for group in groups)
-    assert all(group.padded is None for group in pack(rows_of(LENGTHS["few different"])).groups)
+    assert all(group.padded is None for group in pack(rows_of([16] * 5)).groups)
+
+
+def test_shapes_of_packs_recur():
+    """A matrix product is compiled for its shape: steps of nearly the same size must share it."""
+    packs = [pack(rows_of([length] * 8)) for length in (17, 18, 19)]
+    assert {len(made.ids) for made in packs} == {160}
+    assert [made.tokens for made in packs] == [136, 144, 152]
+    assert {(group.rows, group.length) for made in packs for group in made.groups} == {(8, 24)}
 
 
 @pytest.mark.parametrize("kind", FAMILY)

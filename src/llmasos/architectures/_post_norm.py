@@ -157,7 +157,7 @@ class _Layer(torch.autograd.Function):
         da = dz if mask1 is None else dz * mask1
         w.write_linear(1, da, context, scale)
         dqkv, dqueries = _attend_backward(
-            _scaled_product(da, w.attention[0], scale), saved, shape, groups, separate=only is not None
+            _scaled_product(da, w.attention[0], scale), saved, shape, groups, len(x), separate=only is not None
         )
         if only is None:
             w.write_linear(0, dqkv, x)
@@ -220,6 +220,8 @@ def _attend(
     hidden = qkv.shape[1] // (3 if queries is None else 2)
     scale = (hidden // shape.heads) ** -0.5
     context = torch.empty((len(qkv) if queries is None else len(queries), hidden), dtype=qkv.dtype, device=qkv.device)
+    if queries is None:
+        context[groups[-1].stop :] = 0.0  # places behind the last row: read by nobody, but they must be finite
     saved: list[tuple[Tensor | None, ...]] = []
     row = 0
     for group in groups:
@@ -254,6 +256,7 @@ def _attend_backward(
     saved: list[tuple[Tensor | None, ...]],
     shape: LayerShape,
     groups: tuple[Group, ...],
+    places: int,
     *,
     separate: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -261,7 +264,8 @@ def _attend_backward(
     hidden = gradient.shape[1]
     scale = (hidden // shape.heads) ** -0.5
     parts = 2 if separate else 3
-    dqkv = torch.empty((groups[-1].stop, parts * hidden), dtype=gradient.dtype, device=gradient.device)
+    dqkv = torch.empty((places, parts * hidden), dtype=gradient.dtype, device=gradient.device)
+    dqkv[groups[-1].stop :] = 0.0
     dqueries = torch.empty_like(gradient) if separate else None
     row = 0
     for group, (q, k, v, probabilities, mask) in zip(groups, saved, strict=True):

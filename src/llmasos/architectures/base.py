@@ -42,11 +42,13 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows end to end: ids (tokens,), token types, positions in the row, and the attention groups.
+    """Rows end to end: ids (places,), token types, positions in the row, and the attention groups.
 
-    ``first`` is the place of each row's first token, (rows,).
+    ``tokens`` places hold a token; those behind them fill up to a multiple of ``GRAIN``, belong to no row
+    and are read by nobody. ``first`` is the place of each row's first token, (rows,).
     """
 
+    tokens: int
     ids: torch.Tensor
     types: torch.Tensor | None
     positions: torch.Tensor
@@ -54,39 +56,51 @@ class Pack:
     groups: tuple[Group, ...]
 
 
+GRAIN = 32
+"""Matrix products are compiled for their shape (2 to 3 ms each on a CPU with AMX, four times the product itself),
+so the shapes of steps must recur: packs are filled up to a multiple of this, which also suits the tiles."""
+ROWS, LENGTH = 4, 8
+"""The same for attention: groups of so many rows, or a multiple, and lengths that are a multiple."""
+
+
 def pack(batch: Batch, device: torch.device | str = "cpu") -> Pack:
     """Lay a batch out for a packed forward. Rows must come sorted by length, longest first."""
     lengths = np.asarray(batch.lengths, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    fill = -len(batch.ids) % GRAIN
+
+    def filled(values: np.ndarray[Any, Any], value: int) -> torch.Tensor:
+        return torch.from_numpy(np.pad(values.astype(np.int64), (0, fill), constant_values=value)).to(device)
+
     return Pack(
-        ids=torch.from_numpy(batch.ids.astype(np.int64)).to(device),
-        types=None if batch.types is None else torch.from_numpy(batch.types.astype(np.int64)).to(device),
-        positions=torch.from_numpy(positions).to(device),
+        tokens=len(batch.ids),
+        ids=filled(batch.ids, int(batch.ids[0])),
+        types=None if batch.types is None else filled(batch.types, 0),
+        positions=filled(positions, 1),
         first=torch.from_numpy(offsets[:-1]).to(device),
         groups=tuple(_group(lengths, offsets, a, b, device) for a, b in _runs(lengths)),
     )
 
 
 def _runs(lengths: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
-    """Cut sorted rows into groups: all of one length, or where lengths are many, near ones together.
+    """Cut sorted rows into groups of near-equal length.
 
     Attention is a small part of the work, so a rectangle with up to a fifth of padding in it costs
     less than the many small products that exact groups of one or two rows would need.
     """
-    many = len(np.unique(lengths)) > 4
     runs, begin = [], 0
-    for i in range(1, len(lengths) + 1):
-        if i == len(lengths) or lengths[i] < (0.8 * lengths[begin] if many else lengths[begin]):
+    for i in range(ROWS, len(lengths), ROWS):
+        if lengths[i] < 0.8 * lengths[begin] and lengths[i] <= lengths[begin] - LENGTH:
             runs.append((begin, i))
             begin = i
-    return runs
+    return [*runs, (begin, len(lengths))]
 
 
 def _group(
     lengths: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], begin: int, end: int, device: torch.device | str
 ) -> Group:
-    start, stop, longest = int(offsets[begin]), int(offsets[end]), int(lengths[begin])
+    start, stop, longest = int(offsets[begin]), int(offsets[end]), -(-int(lengths[begin]) // LENGTH) * LENGTH
     rows = end - begin
     if lengths[end - 1] == longest:
         return Group(start, stop, rows, longest, None, None, None)

@@ -111,7 +111,9 @@ class _BertForward:
         total = counted.cumsum(0)
         row = (pack.positions == 0).cumsum(0) - 1
         before = (total - counted)[pack.first]
-        return (total - before[row]) * counted + padding
+        places = (total - before[row]) * counted + padding
+        places[pack.tokens :] = padding  # behind the last row
+        return places
 
     def _dropped(self, x: Tensor, dropout: Dropout | None) -> Tensor:
         mask = dropout.mask(x.shape, self.shape.hidden_dropout, x) if dropout else None
