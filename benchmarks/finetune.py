@@ -215,7 +215,13 @@ def llmasos(name: str, train: Path, validation: Path, output: Path, seed: int) -
     from llmasos import LLM, TextClassificationTask
 
     imports = time.perf_counter() - start
-    del datasets, sklearn, modeling_bert, AutoModelForSequenceClassification, AutoTokenizer  # imported before the clock starts
+    del (
+        datasets,
+        sklearn,
+        modeling_bert,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )  # imported before the clock starts
     phases = child.Phases()
     LLM.from_pretrained(data.MODEL).finetune(
         TextClassificationTask(num_labels=2),

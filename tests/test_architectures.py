@@ -13,6 +13,7 @@ import transformers
 from torch.nn import functional
 
 from llmasos.architectures import _post_norm, _proof, base
+from llmasos.architectures._plain import transformers_outputs
 from llmasos.architectures.base import Dropout, Snapshot, find, pack
 from llmasos.architectures.bert import PLUGIN
 from llmasos.core.config import FinetuneConfig
@@ -74,7 +75,7 @@ def loss_of(logits, batch):
 def originals(model, batch):
     """What transformers and autograd give: logits, and the gradient of every parameter that has one."""
     model.zero_grad()
-    logits = _proof.transformers_logits(model, batch, model.config.pad_token_id)
+    logits = transformers_outputs(model, batch, model.config.pad_token_id, "row")
     if logits.requires_grad:
         loss_of(logits, batch).backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -84,7 +85,7 @@ def originals(model, batch):
 
 def packed_step(model, batch, parameters, dropout=None):
     """Forward and backward on the packed path, the gradients left in ``parameters``."""
-    logits = PLUGIN.forward(model, parameters)(pack(batch), dropout)
+    logits = PLUGIN.forward(model, parameters, "row")(pack(batch), dropout)
     loss_of(logits, batch).backward()
     parameters.absorb()
     return logits.detach()
@@ -163,7 +164,7 @@ def test_in_bfloat16_the_difference_is_that_of_the_format(kind):
 
 def test_a_row_gets_the_same_answer_alone_and_among_others():
     model, batch = build(), rows_of(LENGTHS["padded groups"])
-    forward = PLUGIN.forward(model, Snapshot(torch.float32))
+    forward = PLUGIN.forward(model, Snapshot(torch.float32), "row")
     ends = np.cumsum(batch.lengths)
     with torch.no_grad():
         together = forward(pack(batch))
@@ -183,7 +184,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole():
         flat = []
         for parts in ([batch], halves):
             parameters = trained(model := build(), dtype=dtype, used=np.unique(batch.ids))
-            forward = PLUGIN.forward(model, parameters)
+            forward = PLUGIN.forward(model, parameters, "row")
             for _ in range(2):  # the second step must not see the first one's gradients
                 parameters.clear()
                 for part in parts:
@@ -226,7 +227,7 @@ def test_frozen_parameters_get_no_gradient_and_stay(is_frozen):
 def test_projections_of_one_input_of_which_some_are_frozen_are_left_to_transformers():
     model = build()
     model.bert.encoder.layer[1].attention.self.key.requires_grad_(False)  # one matrix with query and value here
-    architecture, reason = find(model)
+    architecture, reason = find(model, "row")
     assert architecture is None
     assert "trained" in reason or "frozen" in reason
 
@@ -236,7 +237,7 @@ def test_projections_of_one_input_of_which_some_are_frozen_are_left_to_transform
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_a_model_of_the_family_is_served_and_the_forward_named(kind):
-    architecture, reason = find(build(kind))
+    architecture, reason = find(build(kind), "row")
     assert architecture is PLUGIN
     assert reason == "packed forward of architectures/bert"
 
@@ -252,26 +253,27 @@ def test_a_model_of_the_family_is_served_and_the_forward_named(kind):
 )
 def test_a_variant_that_computes_something_else_is_left_to_transformers(options, reason):
     model = build(**options)
-    assert PLUGIN.reason_against(model) == reason
-    assert find(model) == (None, f"bert: {reason}")
+    assert PLUGIN.reason_against(model, "row") == reason
+    assert f"bert: {reason}" in find(model, "row")[1]
 
 
 def test_relative_positions_are_left_to_transformers():
     model = build()
     model.config.position_embedding_type = "relative_key"
-    assert PLUGIN.reason_against(model) == "relative_key positions"
+    assert PLUGIN.reason_against(model, "row") == "relative_key positions"
 
 
 def test_another_head_is_left_to_transformers():
     model = transformers.BertForTokenClassification(build().config)
-    assert PLUGIN.reason_against(model) == "BertForTokenClassification has another head"
+    assert PLUGIN.reason_against(model, "row") == "BertForTokenClassification has another head"
+    assert PLUGIN.reason_against(model, "token") is None
 
 
 def test_another_family_is_left_to_transformers():
     config = transformers.DistilBertConfig(vocab_size=VOCABULARY, dim=24, n_layers=1, n_heads=3, hidden_dim=40)
     model = transformers.DistilBertForSequenceClassification(config)
-    assert PLUGIN.reason_against(model) == "model type distilbert is not of this family"
-    assert TorchEngine(model, 0).how == "float32, transformers' forward"
+    assert PLUGIN.reason_against(model, "row") == "model type distilbert is not of this family"
+    assert TorchEngine(model, 0).how == "float32, packed forward of architectures/interface"
 
 
 # -- dropout --------------------------------------------------------------------------------------------
@@ -328,7 +330,7 @@ PLACES = {
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_each_dropout_probability_is_followed_in_its_own_place(kind, where):
-    forward = PLUGIN.forward(build(kind, **PLACES[where]), Snapshot(torch.float32))
+    forward = PLUGIN.forward(build(kind, **PLACES[where]), Snapshot(torch.float32), "row")
     packed = pack(rows_of(LENGTHS["padded groups"]))
     with torch.no_grad():
         plain, dropped, again = forward(packed), forward(packed, Dropout(1)), forward(packed, Dropout(1))
@@ -342,7 +344,7 @@ def test_with_dropout_the_gradient_is_the_slope_of_the_loss(lengths):
     weights = _proof._Recorder()
 
     def loss():  # the same seed draws the same masks
-        return loss_of(PLUGIN.forward(model, weights)(pack(batch), Dropout(3)), batch)
+        return loss_of(PLUGIN.forward(model, weights, "row")(pack(batch), Dropout(3)), batch)
 
     loss().backward()
     names = ("bert.encoder.layer.0.attention.self.value.weight", "bert.encoder.layer.1.output.dense.weight")
@@ -364,7 +366,7 @@ def test_with_dropout_the_gradient_is_the_slope_of_the_loss(lengths):
 
 def whole(model, lengths=LENGTHS["few different"]):
     batch = rows_of(lengths, pairs=model.config.type_vocab_size > 1)
-    return _proof.prove(model, PLUGIN, batch, model.config.pad_token_id, lambda logits: loss_of(logits, batch))
+    return _proof.prove(model, PLUGIN, batch, model.config.pad_token_id, "row", gradients=True)
 
 
 @pytest.mark.parametrize("kind", FAMILY)
@@ -375,7 +377,7 @@ def test_a_right_forward_is_proven_and_leaves_no_trace(kind):
     marked.grad = held = torch.ones_like(marked)
     proof = whole(model)
     assert proof.holds
-    assert max(proof) < 1e-4
+    assert (proof.logits < 1e-5, proof.gradients < 5e-4) == (True, True)
     assert model.training
     assert marked.grad is held
     assert torch.equal(held, torch.ones_like(held))
@@ -449,8 +451,8 @@ def test_a_wrong_forward_is_refused_and_the_engine_falls_back_saying_so(wrong, m
     wrong(monkeypatch)
     assert not whole(model).holds
     engine = TorchEngine(model, 0)
-    assert_near(torch.from_numpy(engine.logits(batch)), wanted, 1e-6)
-    assert "transformers' forward (the packed one differs by" in engine.how
+    assert_near(torch.from_numpy(engine.outputs(batch)), wanted, 1e-6)
+    assert "transformers' forward: the packed forward differs from transformers' own" in engine.how
 
 
 def test_a_wrong_gradient_alone_is_refused(monkeypatch):
@@ -483,8 +485,8 @@ def test_a_forward_that_is_wrong_only_in_padded_groups_is_refused_whatever_rows_
     open_to_padding(monkeypatch)
     assert not whole(model, LENGTHS["padded groups"]).holds
     engine = TorchEngine(model, 0)
-    engine.logits(rows_of(first))
-    assert_near(torch.from_numpy(engine.logits(batch)), wanted, 1e-5)
+    engine.outputs(rows_of(first))
+    assert_near(torch.from_numpy(engine.outputs(batch)), wanted, 1e-5)
     assert "transformers' forward" in engine.how
 
 
@@ -493,7 +495,7 @@ def test_the_engine_says_what_it_uses_and_gives_transformers_logits_either_way()
     wanted, _ = originals(model, batch)
     packed, plain = TorchEngine(model, 0), TorchEngine(model, 0, speed="plain")
     for engine in (packed, plain):
-        assert_near(torch.from_numpy(engine.logits(batch)), wanted, 1e-5)
+        assert_near(torch.from_numpy(engine.outputs(batch)), wanted, 1e-5)
     assert packed.how == "float32, packed forward of architectures/bert"
     assert plain.how == "float32, transformers' forward"
 
@@ -513,7 +515,7 @@ def reference(model, batches, *, rate, config):
         for group in optimizer.param_groups:
             group["lr"] = rate * schedule(config, len(batches), step) * group["scale"]
         optimizer.zero_grad()
-        loss_of(_proof.transformers_logits(model, batch, model.config.pad_token_id), batch).backward()
+        loss_of(transformers_outputs(model, batch, model.config.pad_token_id, "row"), batch).backward()
         if config.gradient_clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimizer.step()

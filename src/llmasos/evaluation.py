@@ -1,41 +1,115 @@
-"""The one evaluation loop: batches through an engine into the task's scorer, nothing kept but counts."""
+"""The one evaluation loop: examples through an engine into the task's scorer, nothing kept but counts.
+
+Examples go in blocks of whole rows: inside a block they run by length, and come back in their own order, so
+that a task can join what belongs to one row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-import torch
+import numpy as np
 
-from .data.batching import gather, sorted_order
+from .data.batching import Batch, gather, sorted_order
+from .data.dataset import Dataset
 from .data.encoding import Encoded
 from .engines.base import Engine
 from .metrics.base import Scorer
-from .tasks.base import Task
+from .tasks.base import IGNORED, Row, Task
+
+BLOCK = 4096
+"""Examples that are sorted by length together, at least."""
 
 
 def evaluate(
     engine: Engine,
     task: Task,
     data: Encoded,
+    rows: Dataset | None = None,
     *,
     batch_size: int = 64,
     on_rows: Callable[[int], None] | None = None,
 ) -> tuple[float, Scorer]:
     """Score encoded rows.
 
+    Args:
+        engine: what runs the model.
+        task: says what is scored and how.
+        data: the examples.
+        rows: the rows that they come from; needed where the task ``scores_rows``.
+        batch_size: examples computed at once; the scores do not depend on it.
+        on_rows: called with the number of examples done so far.
+
     Returns:
         The mean loss (the task's own, in float32) and the filled scorer.
     """
     scorer = task.scorer()
-    total, weight, done = 0.0, 0.0, 0
-    for rows in sorted_order(data.lengths, batch_size):
-        batch = gather(data, rows)
-        assert batch.targets is not None
-        logits = engine.logits(batch)
-        scorer.add(logits, batch.targets)
-        total += float(task.loss(torch.from_numpy(logits), torch.from_numpy(batch.targets)))
-        weight += task.weight(batch.targets)
-        done += len(batch)
+    total, weight = 0.0, 0.0
+    for start, stop in blocks(data):
+        part = data.part(start, stop)
+        found = []
+        for batch, out in computed(engine, part, batch_size):
+            loss, one = task.measured(out, batch)
+            total, weight = total + loss, weight + one
+            found.append((batch, out))
+        outputs = in_order(task, part, found)
+        texts: Sequence[Row] = ()
+        if task.scores_rows:
+            assert rows is not None
+            texts = rows.rows(np.unique(part.rows))
+        task.score(scorer, outputs, part, texts)
         if on_rows:
-            on_rows(done)
+            on_rows(stop)
     return total / max(weight, 1e-12), scorer
+
+
+def blocks(data: Encoded) -> Iterator[tuple[int, int]]:
+    """Cut examples into blocks; those of one row stay together."""
+    start = 0
+    while start < len(data):
+        stop = min(start + BLOCK, len(data))
+        while stop < len(data) and data.rows[stop] == data.rows[stop - 1]:
+            stop += 1
+        yield start, stop
+        start = stop
+
+
+def computed(engine: Engine, part: Encoded, batch_size: int) -> Iterator[tuple[Batch, Any]]:
+    """Compute examples in batches of near-equal length."""
+    for rows in sorted_order(part.lengths, batch_size):
+        batch = gather(part, rows)
+        yield batch, engine.outputs(batch)
+
+
+def in_order(task: Task, part: Encoded, found: Iterable[tuple[Batch, Any]]) -> Any:
+    """Put the outputs of batches into the examples' own order.
+
+    Returns (sequences, ...) for outputs of rows, a list of arrays, one a sequence, for outputs of tokens.
+    """
+    out: list[Any] = [None] * (len(part) * part.group)
+    for batch, outputs in found:
+        for place, one in zip(_sequences(batch), _split(task, outputs, batch), strict=True):
+            out[place] = one
+    return out if task.output in ("token", "vocabulary") else np.asarray(out, dtype=np.float32)
+
+
+def _sequences(batch: Batch) -> np.ndarray[Any, Any]:
+    """Return where each sequence of a batch belongs among those of its block."""
+    if batch.places is None:
+        return batch.rows
+    numbers = (batch.rows[:, None] * batch.group + np.arange(batch.group)).reshape(-1)
+    out = np.empty_like(numbers)
+    out[batch.places] = numbers
+    return out
+
+
+def _split(task: Task, out: Any, batch: Batch) -> Any:
+    """Cut outputs of tokens into those of each sequence."""
+    if task.output == "token":
+        return np.split(out, batch.offsets[1:-1])
+    if task.output == "vocabulary":
+        assert batch.targets is not None
+        asked = np.concatenate([[0], np.cumsum(batch.targets != IGNORED)])[batch.offsets]
+        return np.split(out, asked[1:-1])
+    return out

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
-from .core.config import Config, FinetuneConfig, PredictConfig, read_recipe
-from .core.errors import BundleError, NotFittedError, TrainingError, UsageError
+from .core.config import Config, EvaluateConfig, FinetuneConfig, PredictConfig, read_recipe
+from .core.errors import BundleError, NotFittedError, TrainingError, TruncatedWarning, UsageError
 from .core.events import Event
 from .tasks.base import Task
 
@@ -166,12 +167,21 @@ class LLM:
         self._adopt(*kept)
         return kept[-1]  # type: ignore[no-any-return]
 
-    def predict(self, data: Any, *, columns: Mapping[str, str] | None = None, **options: Any) -> Any:
+    def predict(
+        self,
+        data: Any,
+        *,
+        columns: Mapping[str, str] | None = None,
+        progress: Listener | None = None,
+        **options: Any,
+    ) -> Any:
         """Answer for one text, a list, an iterator or a file.
 
         Args:
             data: a text, or a row as a dict; a list (or table) of texts, pairs or rows; an iterator; a path.
             columns: task field -> column, where names are not found by themselves.
+            progress: a function that is called at the end with a note about texts that were cut; without it,
+                that is a ``TruncatedWarning``.
             **options: fields of ``PredictConfig``.
 
         Returns:
@@ -185,8 +195,9 @@ class LLM:
         config = _options(PredictConfig, None, options)
         self._fitted()
         if (isinstance(data, str) and not _is_file(data)) or _is_row(data):
-            return next(self._predictions([data], columns, config))
-        answers = self._predictions(data, columns, config)
+            (answer,) = self._predictions([data], columns, config, progress)
+            return answer
+        answers = self._predictions(data, columns, config, progress)
         return answers if isinstance(data, Path | str | Iterator) else list(answers)
 
     def evaluate(
@@ -202,7 +213,7 @@ class LLM:
         Returns:
             Metrics with 95 % intervals, the majority-class baseline, per-class values, the confusion matrix.
         """
-        return _followed(self._evaluation(data, columns, _options(PredictConfig, None, options)), progress)  # type: ignore[no-any-return]
+        return _followed(self._evaluation(data, columns, _options(EvaluateConfig, None, options)), progress)  # type: ignore[no-any-return]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a standard Hugging Face folder with ``llmasos.json``; a crash leaves the old folder or the new."""
@@ -246,7 +257,11 @@ class LLM:
         if key not in self._engines:
             self._engines = {
                 key: TorchEngine(
-                    self.model.to(device), self.tokenizer.pad_token_id or 0, precision=precision, speed=config.speed
+                    self.model.to(device),
+                    self.tokenizer.pad_token_id or 0,
+                    output=self._fitted().output,
+                    precision=precision,
+                    speed=config.speed,
                 )
             }
         return self._engines[key]
@@ -260,18 +275,34 @@ class LLM:
                              hint=f"max_length={limit}")  # fmt: skip
         return config.max_length or limit
 
-    def _predictions(self, data: Any, columns: Mapping[str, str] | None, config: PredictConfig) -> Iterator[Any]:
+    def _predictions(
+        self, data: Any, columns: Mapping[str, str] | None, config: PredictConfig, progress: Listener | None
+    ) -> Iterator[Any]:
+        from .core.events import Note
         from .data.dataset import stream
-        from .prediction import predict
+        from .prediction import Cut, predict
 
-        task = self._fitted()
-        return predict(
+        task, cut, length = self._fitted(), Cut(), self._max_length(config)
+        answers = predict(
             self._engine(config), task, self.tokenizer, stream(data, task.fields, columns=columns),
-            max_length=self._max_length(config), batch_size=config.batch_size, allow_truncated=config.allow_truncated,
+            max_length=length, batch_size=config.batch_size, allow_truncated=config.allow_truncated, cut=cut,
         )  # fmt: skip
 
+        def told() -> Iterator[Any]:
+            yield from answers
+            if cut.rows:
+                rows = "1 text was" if cut.rows == 1 else f"{cut.rows} texts were"
+                text = (f"{rows} cut to {length} tokens ({cut.tokens} tokens were not seen), the first is row "
+                        f"{cut.first}; allow_truncated=0 refuses them")  # fmt: skip
+                if progress is None:
+                    warnings.warn(text, TruncatedWarning, stacklevel=3)
+                else:
+                    progress(Note(text, "warning"))
+
+        return told()
+
     def _evaluation(
-        self, data: Any, columns: Mapping[str, str] | None, config: PredictConfig
+        self, data: Any, columns: Mapping[str, str] | None, config: EvaluateConfig
     ) -> Generator[Event, None, Report]:
         from .core.events import Note, Phase, Progress
         from .data.dataset import read
@@ -293,7 +324,7 @@ class LLM:
             if account[name]:
                 yield Note(f"{account[name]} of {account['rows']} rows are {what}", "warning")
         yield Phase("evaluate", len(encoded))
-        _, scorer = evaluate(self._engine(config), task, encoded, batch_size=config.batch_size)
+        _, scorer = evaluate(self._engine(config), task, encoded, rows, batch_size=config.batch_size)
         yield Progress(len(encoded))
         return scorer.report()
 

@@ -7,18 +7,28 @@ constant, whatever the size of the source.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
 
-import numpy as np
-
 from .core.errors import DataError
-from .data.batching import Batch
+from .data.encoding import flattened
 from .engines.base import Engine
-from .tasks.base import Encoding, Row, Task
+from .evaluation import computed, in_order
+from .tasks.base import Row, Task
 
 BLOCK = 4096
 """Rows that are sorted by length together."""
+
+
+@dataclass
+class Cut:
+    """What was cut so far: rows longer than the model takes, and tokens that it did not see."""
+
+    rows: int = 0
+    tokens: int = 0
+    first: int | None = None
+    """Number of the first such row, from 1."""
 
 
 def predict(
@@ -30,13 +40,22 @@ def predict(
     max_length: int,
     batch_size: int,
     allow_truncated: float = 1.0,
+    cut: Cut | None = None,
 ) -> Iterator[Any]:
     """Yield one prediction per row, in order.
+
+    Args:
+        engine, task, tokenizer: the model.
+        rows: read as they are needed.
+        max_length: tokens beyond it are cut, and counted in ``cut``.
+        batch_size: sequences computed at once; the answers do not depend on it.
+        allow_truncated: share of the rows that may be cut, block by block.
+        cut: filled as the rows go by.
 
     Raises:
         DataError: a row has no text, or more texts than allowed are longer than ``max_length``.
     """
-    rows = iter(rows)
+    rows, cut = iter(rows), cut if cut is not None else Cut()
     done = 0
     # a short first block, so that a stream's first answers come soon
     for size in chain([max(batch_size, 64)], repeat(BLOCK)):
@@ -44,15 +63,11 @@ def predict(
         if not block:
             return
         _check(task, block, done)
-        encoding = task.encode(block, tokenizer, max_length)
-        cut = sum(1 for tokens in encoding.truncated if tokens)
-        if cut > allow_truncated * len(block):
-            at = next(i for i, tokens in enumerate(encoding.truncated) if tokens)
-            raise DataError(
-                f"{cut} of {len(block)} texts are longer than {max_length} tokens, the first is row {done + at + 1}",
-                hint="a larger max_length (the model's limit permitting), or a larger allow_truncated",
-            )
-        yield from task.decode(_logits(engine, encoding, batch_size))
+        encoding = task.encode(block, tokenizer, max_length, labelled=False)
+        _note(cut, encoding.truncated, done, max_length, allow_truncated)
+        part = flattened(encoding, task.group)
+        outputs = in_order(task, part, computed(engine, part, batch_size))
+        yield from task.decode(outputs, encoding, block)
         done += len(block)
 
 
@@ -60,26 +75,19 @@ def _check(task: Task, block: list[Row], done: int) -> None:
     problems = [(i, task.problem(row, labelled=False)) for i, row in enumerate(block)]
     wrong = [f"row {done + i + 1}, field {p.field}: found {p.found}, expected {p.expected}" for i, p in problems if p]
     if wrong:
-        raise DataError("there are rows without a usable text", problems=wrong, hint="fill or remove these rows")
+        raise DataError("there are rows without usable content", problems=wrong, hint="fill or remove these rows")
 
 
-def _logits(engine: Engine, encoding: Encoding, batch_size: int) -> np.ndarray[Any, Any]:
-    """Run rows in batches of near-equal length. Returns (rows, outputs) in the rows' own order."""
-    lengths = np.asarray([len(row) for row in encoding.ids], dtype=np.int32)
-    order = np.argsort(-lengths, kind="stable")
-    out: np.ndarray[Any, Any] | None = None
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        logits = engine.logits(
-            Batch(
-                np.concatenate([encoding.ids[i] for i in rows]),
-                None if encoding.types is None else np.concatenate([encoding.types[i] for i in rows]),
-                lengths[rows],
-                rows,
-            )
+def _note(cut: Cut, truncated: list[int], done: int, max_length: int, allowed: float) -> None:
+    """Count what is cut from a block; refuse it if that is more than allowed."""
+    long = [i for i, tokens in enumerate(truncated) if tokens]
+    if not long:
+        return
+    if len(long) > allowed * len(truncated):
+        raise DataError(
+            f"{len(long)} of {len(truncated)} texts are longer than {max_length} tokens, the first is row "
+            f"{done + long[0] + 1}",
+            hint="a larger max_length (the model's limit permitting), or a larger allow_truncated",
         )
-        if out is None:
-            out = np.empty((len(order), *logits.shape[1:]), dtype=np.float32)
-        out[rows] = logits
-    assert out is not None
-    return out
+    cut.rows, cut.tokens = cut.rows + len(long), cut.tokens + sum(truncated)
+    cut.first = done + long[0] + 1 if cut.first is None else cut.first

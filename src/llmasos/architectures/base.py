@@ -8,7 +8,7 @@ family without a file here runs transformers' own forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..core import plugins
+from ._plain import supervised
 
 if TYPE_CHECKING:
     from ..data.batching import Batch
@@ -45,7 +46,8 @@ class Pack:
     """Rows end to end: ids (places,), token types, positions in the row, and the attention groups.
 
     ``tokens`` places hold a token; those behind them fill up to a multiple of ``GRAIN``, belong to no row
-    and are read by nobody. ``first`` is the place of each row's first token, (rows,).
+    and are read by nobody. ``first`` is the place of each row's first token, (rows,); ``read`` are the places
+    that are supervised, for a task of output "vocabulary".
     """
 
     tokens: int
@@ -54,6 +56,22 @@ class Pack:
     positions: torch.Tensor
     first: torch.Tensor
     groups: tuple[Group, ...]
+    lengths: torch.Tensor
+    read: torch.Tensor | None = None
+
+    def means(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Average over the tokens of each row. hidden: (tokens, width) -> (rows, width)."""
+        rows = torch.repeat_interleave(torch.arange(len(self.lengths), device=hidden.device), self.lengths)
+        total = hidden.new_zeros(len(self.lengths), hidden.shape[1]).index_add_(0, rows, hidden)
+        return total / self.lengths[:, None]
+
+
+class Projected(NamedTuple):
+    """Logits over a large vocabulary, not yet computed: hidden states, (places, width), and the head for them."""
+
+    hidden: torch.Tensor
+    head: Callable[[torch.Tensor], torch.Tensor]
+    vocabulary: int
 
 
 GRAIN = 32
@@ -63,7 +81,7 @@ ROWS, LENGTH = 4, 8
 """The same for attention: groups of so many rows, or a multiple, and lengths that are a multiple."""
 
 
-def pack(batch: Batch, device: torch.device | str = "cpu") -> Pack:
+def pack(batch: Batch, device: torch.device | str = "cpu", output: str = "row") -> Pack:
     """Lay a batch out for a packed forward. Rows must come sorted by length, longest first."""
     lengths = np.asarray(batch.lengths, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -79,6 +97,8 @@ def pack(batch: Batch, device: torch.device | str = "cpu") -> Pack:
         types=None if batch.types is None else filled(batch.types, 0),
         positions=filled(positions, 1),
         first=torch.from_numpy(offsets[:-1]).to(device),
+        lengths=torch.from_numpy(lengths).to(device),
+        read=supervised(batch, device) if output == "vocabulary" else None,
         groups=tuple(_group(lengths, offsets, a, b, device) for a, b in _runs(lengths)),
     )
 
@@ -150,12 +170,13 @@ class Dropout:
 class Weights(Protocol):
     """Where a forward finds its numbers and leaves its gradients.
 
-    ``work``: the parameters, stacked along the first axis, in the precision of the work. ``gradient``:
-    the place for their gradient, of the same shape, or None where they are frozen. ``fresh`` is true
-    while gradients of this step have not been written yet, so that the first write replaces.
+    ``dtype``: the precision of the work. ``work``: the parameters in it, stacked along the first axis.
+    ``gradient``: the place for their gradient, of the same shape, or None where they are frozen. ``fresh`` is
+    true while gradients of this step have not been written yet, so that the first write replaces.
     """
 
     fresh: bool
+    dtype: torch.dtype
 
     def work(self, *parameters: torch.Tensor) -> torch.Tensor:
         """Return the stacked parameters in the precision of the work."""
@@ -171,34 +192,37 @@ class Weights(Protocol):
 
 
 class FastForward(Protocol):
-    """A forward bound to one model and one set of weights: a pack in, logits out."""
+    """A forward bound to one model and one set of weights: a pack in, outputs out."""
 
-    def __call__(self, pack: Pack, dropout: Dropout | None = None) -> torch.Tensor:
-        """Return logits, (rows, outputs), in float32; with ``dropout``, those of a training step."""
+    def __call__(self, pack: Pack, dropout: Dropout | None = None) -> torch.Tensor | Projected:
+        """Return what the task's ``output`` says; with ``dropout``, that of a training step."""
 
 
 class Architecture(Protocol):
     """A family of models for which there is a forward here."""
 
-    def reason_against(self, model: nn.Module) -> str | None:
-        """Return why this model cannot be served, or None if it can."""
+    autocast: bool
+    """Whether the model's own modules compute, from its own parameters, under autocast."""
+
+    def reason_against(self, model: nn.Module, output: str) -> str | None:
+        """Return why this model cannot be served for such outputs, or None if it can."""
 
     def layout(self, model: nn.Module) -> list[tuple[torch.Tensor, ...]]:
         """Return the parameters of the packed part; those in one tuple must lie side by side in memory."""
 
-    def embedding(self, model: nn.Module) -> torch.Tensor:
-        """Return the word embedding, of which only used rows need to be trained."""
+    def embedding(self, model: nn.Module) -> torch.Tensor | None:
+        """Return the word embedding, if only its used rows need to be trained."""
 
-    def forward(self, model: nn.Module, weights: Weights) -> FastForward:
+    def forward(self, model: nn.Module, weights: Weights, output: str) -> FastForward:
         """Bind the forward to a model and to where its weights are."""
 
 
-def find(model: nn.Module) -> tuple[Architecture | None, str]:
-    """Return the architecture that serves a model, or None, with the reason in words."""
+def find(model: nn.Module, output: str) -> tuple[Architecture | None, str]:
+    """Return the architecture that serves a model's outputs, or None, with the reason in words."""
     reasons = []
     for name in plugins.names("architectures"):
         architecture: Architecture = plugins.load("architectures", name)
-        reason = architecture.reason_against(model)
+        reason = architecture.reason_against(model, output)
         if reason is None:
             return architecture, f"packed forward of architectures/{name}"
         reasons.append(f"{name}: {reason}")

@@ -1,7 +1,7 @@
 """BERT and its kin with the same layers: RoBERTa, XLM-RoBERTa, CamemBERT (post-norm encoders).
 
-Serves sequence classification. The head is transformers' own module; only the encoder below it runs
-here, and of its last layer only what the head reads.
+The head is transformers' own module; only the encoder below it runs here, and of its last layer only what
+the head reads.
 """
 
 from __future__ import annotations
@@ -24,13 +24,24 @@ _FAMILY = {
 }
 
 
+_HEADS = {
+    "row": ("ForSequenceClassification",),
+    "token": ("ForTokenClassification", "ForQuestionAnswering"),
+    "vocabulary": ("ForMaskedLM",),
+    "embedding": ("BertModel", "RobertaModel", "CamembertModel"),
+}
+"""What a task reads -> how the names of the models end that give it."""
+
+
 class _BertFamily:
-    def reason_against(self, model: nn.Module) -> str | None:
+    autocast = False
+
+    def reason_against(self, model: nn.Module, output: str) -> str | None:
         """Return why this model cannot be served, or None if it can."""
         config: Any = model.config
         if config.model_type not in _FAMILY:
             return f"model type {config.model_type} is not of this family"
-        if not type(model).__name__.endswith("ForSequenceClassification"):
+        if not type(model).__name__.endswith(_HEADS[output]):
             return f"{type(model).__name__} has another head"
         if config.hidden_act != "gelu":
             return f"activation {config.hidden_act}"
@@ -57,20 +68,24 @@ class _BertFamily:
                 parts += [(module.weight,), (module.bias,)]
         return parts
 
-    def embedding(self, model: nn.Module) -> Tensor:
-        """Return the word embedding."""
-        return _encoder(model).embeddings.word_embeddings.weight  # type: ignore[no-any-return]
+    def embedding(self, model: nn.Module) -> Tensor | None:
+        """Return the word embedding; None where it is also the head's matrix, and every row has a gradient."""
+        words: Tensor = _encoder(model).embeddings.word_embeddings.weight
+        whole: Any = model
+        head = whole.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        return None if head is not None and head.weight is words else words
 
-    def forward(self, model: nn.Module, weights: Weights) -> _BertForward:
+    def forward(self, model: nn.Module, weights: Weights, output: str) -> _BertForward:
         """Bind the forward to a model and to where its weights are."""
-        return _BertForward(model, weights)
+        return _BertForward(model, weights, output)
 
 
 class _BertForward:
-    """Embeddings, layers, and transformers' own head on each row's first position."""
+    """Embeddings, layers, and transformers' own head where the task reads."""
 
-    def __init__(self, model: nn.Module, weights: Weights) -> None:
+    def __init__(self, model: nn.Module, weights: Weights, output: str) -> None:
         config: Any = model.config
+        self.output = output
         self.model: Any = model
         self.weights = weights
         self.embeddings = _encoder(model).embeddings
@@ -84,12 +99,34 @@ class _BertForward:
         self.layers = [LayerWeights(parts, weights) for parts in _layers(model)]
 
     def __call__(self, pack: Pack, dropout: Dropout | None = None) -> Tensor:
-        """Return logits, (rows, labels), in float32."""
+        """Return what ``output`` says, in float32."""
         x = self._embed(pack, dropout)
         for layer in self.layers[:-1]:
             x = encoder_layer(x, layer, self.shape, pack.groups, dropout)
-        first = encoder_layer(x, self.layers[-1], self.shape, pack.groups, dropout, only=pack.first)
-        return self._head(first.float(), dropout)
+        only = pack.first if self.output == "row" else None
+        x = encoder_layer(x, self.layers[-1], self.shape, pack.groups, dropout, only=only)
+        if self.output == "row":
+            return self._head(x.float(), dropout)
+        if self.output == "embedding":
+            return pack.means(x[: pack.tokens].float())
+        if self.output == "vocabulary":
+            assert pack.read is not None
+            return self._words(x.index_select(0, pack.read).float())
+        return self._tokens(x[: pack.tokens].float(), dropout)
+
+    def _tokens(self, x: Tensor, dropout: Dropout | None) -> Tensor:
+        """The head on every token."""
+        model, config = self.model, self.model.config
+        if hasattr(model, "qa_outputs"):
+            return model.qa_outputs(x)  # type: ignore[no-any-return]
+        p = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        return model.classifier(_drop(x, p, dropout))  # type: ignore[no-any-return]
+
+    def _words(self, x: Tensor) -> Tensor:
+        """Logits over the vocabulary; the product with it, by far the largest, in the precision of the work."""
+        model: Any = self.model
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.weights.dtype == torch.bfloat16):
+            return (model.cls if hasattr(model, "cls") else model.lm_head)(x)  # type: ignore[no-any-return]
 
     def _embed(self, pack: Pack, dropout: Dropout | None) -> Tensor:
         table = self.embeddings
@@ -100,7 +137,7 @@ class _BertForward:
         x = word + (table.position_embeddings(positions) + table.token_type_embeddings(types)).to(word.dtype)
         norm = table.LayerNorm
         x = functional.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(word.dtype)
-        return self._dropped(x, dropout)
+        return _drop(x, self.shape.hidden_dropout, dropout)
 
     @staticmethod
     def _positions_after(padding: int, pack: Pack) -> Tensor:
@@ -115,24 +152,20 @@ class _BertForward:
         places[pack.tokens :] = padding  # behind the last row
         return places
 
-    def _dropped(self, x: Tensor, dropout: Dropout | None) -> Tensor:
-        mask = dropout.mask(x.shape, self.shape.hidden_dropout, x) if dropout else None
-        return x if mask is None else x * mask * (1.0 / (1.0 - Dropout.rounded(self.shape.hidden_dropout)))
-
     def _head(self, first: Tensor, dropout: Dropout | None) -> Tensor:
         """The head's modules, in float32; their dropout is drawn from our generator."""
         model, config = self.model, self.model.config
         p = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        p = p if dropout else 0.0
-
-        def drop(x: Tensor) -> Tensor:
-            mask = dropout.mask(x.shape, p, x) if dropout else None
-            return x if mask is None else x * mask * (1.0 / (1.0 - Dropout.rounded(p)))
-
         if hasattr(model, "bert"):  # pooler, then one linear layer
-            return model.classifier(drop(model.bert.pooler(first[:, None])))  # type: ignore[no-any-return]
+            return model.classifier(_drop(model.bert.pooler(first[:, None]), p, dropout))  # type: ignore[no-any-return]
         head = model.classifier
-        return head.out_proj(drop(torch.tanh(head.dense(drop(first)))))  # type: ignore[no-any-return]
+        inner = torch.tanh(head.dense(_drop(first, p, dropout)))
+        return head.out_proj(_drop(inner, p, dropout))  # type: ignore[no-any-return]
+
+
+def _drop(x: Tensor, p: float, dropout: Dropout | None) -> Tensor:
+    mask = dropout.mask(x.shape, p, x) if dropout else None
+    return x if mask is None else x * mask * (1.0 / (1.0 - Dropout.rounded(p)))
 
 
 class _Rows(torch.autograd.Function):
@@ -161,7 +194,7 @@ def _anchor(like: Tensor) -> Tensor:
 
 def _encoder(model: nn.Module) -> Any:
     config: Any = model.config
-    return getattr(model, _FAMILY[config.model_type][0])
+    return getattr(model, _FAMILY[config.model_type][0], model)
 
 
 def _layers(model: nn.Module) -> list[LayerParameters]:

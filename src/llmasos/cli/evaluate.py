@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.config import PredictConfig
+from ..core.config import EvaluateConfig
 from ..progress import render
 from .options import Columns, config_flags, parse_columns, with_flags
 from .output import AsJson, say, show_json, show_report
@@ -18,7 +18,7 @@ llmasos evaluate my-model --data test.jsonl --json
 """
 
 
-@with_flags(*config_flags(PredictConfig))
+@with_flags(*config_flags(EvaluateConfig))
 def run(
     model: Annotated[str, typer.Argument(metavar="DIR", help="folder of a tuned model")],
     *,
@@ -32,7 +32,7 @@ def run(
     Each metric has a 95 % bootstrap interval, and beside it what always answering with the most
     common label would score. Labels with the lowest f1 come first.
     """
-    PredictConfig.of(options)
+    EvaluateConfig.of(options)
     mapping = parse_columns(columns)
     from ..llm import LLM
 

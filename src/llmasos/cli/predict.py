@@ -19,6 +19,7 @@ import typer
 from ..core.atomic import full_disk
 from ..core.config import PredictConfig
 from ..core.errors import DataError, NotFittedError, UsageError
+from ..core.events import Event, Note
 from ..progress import duration
 from .options import Columns, config_flags, parse_columns, with_flags
 from .output import AsJson, say, show_json
@@ -36,7 +37,7 @@ Answer = tuple[dict[str, Any], dict[str, Any]]
 """A row as it came in, and the prediction for it, both as JSON types."""
 
 
-@with_flags(*config_flags(PredictConfig, without=("allow_dropped",)))
+@with_flags(*config_flags(PredictConfig))
 def run(
     model: Annotated[str, typer.Argument(metavar="DIR", help="folder of a tuned model")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="texts to answer")] = None,
@@ -117,8 +118,13 @@ def _answers(llm: LLM, rows: Iterable[dict[str, Any]], options: dict[str, Any]) 
             waiting.append(row)
             yield row
 
-    for prediction in llm.predict(remembered(), **options):
+    for prediction in llm.predict(remembered(), progress=_say_note, **options):
         yield waiting.popleft(), prediction.as_dict()
+
+
+def _say_note(event: Event) -> None:
+    if isinstance(event, Note):
+        say(event.text)
 
 
 def _show(answers: Iterable[Answer], *, readable: bool) -> None:

@@ -102,14 +102,11 @@ class FinetuneConfig(Config):
 
 @dataclass(frozen=True)
 class PredictConfig(Config):
-    """How to predict and evaluate."""
+    """How to predict."""
 
     batch_size: int = option(64, "texts computed at once; the labels do not depend on it", least=1)
     max_length: int | None = option(None, "longest text in tokens; the model's limit if not given", least=8)
     allow_truncated: float = option(1.0, "share of the texts that may be cut to max_length", least=0.0, most=1.0)
-    allow_dropped: float = option(
-        0.01, "share of the rows that an evaluation may leave out, such as empty ones", least=0.0, most=1.0
-    )
     precision: str = option("auto", "number format of the work", choices=("auto", "float32", "bfloat16"))
     speed: str = option(
         "auto",
@@ -118,6 +115,15 @@ class PredictConfig(Config):
     )
     device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
     threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(PredictConfig):
+    """How to evaluate."""
+
+    allow_dropped: float = option(
+        0.01, "share of the rows that an evaluation may leave out, such as empty ones", least=0.0, most=1.0
+    )
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def _kinds(item: Field[Any], owner: type) -> tuple[type, bool]:
 
 
 def _owner(item: Field[Any]) -> type:
-    return next(c for c in (FinetuneConfig, PredictConfig) if item in fields(c))
+    return next(c for c in (FinetuneConfig, EvaluateConfig) if item in fields(c))
 
 
 def _typed(item: Field[Any], value: Any) -> Any:

@@ -116,7 +116,19 @@ class RemoteError(LLMasOSError, ConnectionError):
     """A hub, cloud or server that cannot be reached, or that refused."""
 
 
+class TruncatedWarning(UserWarning):
+    """Texts were longer than the model takes, and answered from their beginnings."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"did you mean 'x'? "`` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def shown(value: Any) -> str:
+    """Word a value for an error message, cut to a line's length."""
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return f"{type(value).__name__} {text[:57] + '...' if len(text) > 60 else text}"

@@ -1,14 +1,16 @@
 """Keep rows as a typed Arrow table: small ones in memory, large ones in a file that is mapped.
 
-A text is a string or nothing; labels are all strings, all integers, or lists of one of these. What
-does not fit is reported with its row and never converted, except where nothing is lost: numpy's
-numbers and strings, True and False (1 and 0), whole floats (a pandas column of integers with gaps).
+A text is a string or nothing; labels are all strings, all integers, or lists of one of these; numbers
+are floats; fields of JSON are kept as JSON text. What does not fit is reported with its row and never
+converted, except where nothing is lost: numpy's numbers and strings, True and False (1 and 0), whole floats
+(a pandas column of integers with gaps).
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import math
 import os
 import re
@@ -19,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.config import home
-from ..core.errors import DataError, HardwareError
-from .files import Record, shown
+from ..core.errors import DataError, HardwareError, shown
+from .files import Record
 
 if TYPE_CHECKING:
     import datasets
@@ -31,7 +33,7 @@ LINE = "_line"  # the column of line numbers
 _CHUNK = 1000
 _MERGED = 8 << 20  # bytes of one batch in a mapped file
 _UNUSED_DAYS = 30
-_LAYOUT = "1"  # raise when what is stored changes
+_LAYOUT = "2"  # raise when what is stored changes
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
@@ -57,19 +59,19 @@ class Problems:
 
 
 class Stored(NamedTuple):
-    """Rows in Arrow: how to map them afresh, which fields are labels, and whether those are digits."""
+    """Rows in Arrow: how to map them afresh, the kind of each field, and whether labels are digits."""
 
     opened: Callable[[], datasets.Dataset]
-    labels: frozenset[str]
+    kinds: Mapping[str, str]
     digits: bool
 
 
 class Layout(NamedTuple):
-    """What is stored: the column of each field, the fields that are labels, and where rows come from."""
+    """What is stored: the column and the kind of each field, and where rows come from."""
 
     name: str
     columns: Mapping[str, str]
-    labels: frozenset[str]
+    kinds: Mapping[str, str]
     digits: bool = False
     """Whether the source has no integers, so that a label column of digits alone means integers."""
 
@@ -96,7 +98,7 @@ def store(records: Iterator[Record], layout: Layout, problems: Problems, *, key:
     if known is None:
         return _on_disk(writer, records, folder, digest)
     os.utime(known)
-    return Stored(lambda: _mapped(known), layout.labels, known.name.endswith(".digits.arrow"))
+    return Stored(lambda: _mapped(known), layout.kinds, known.name.endswith(".digits.arrow"))
 
 
 def _in_memory(writer: _Writer, records: Iterator[Record]) -> Stored:
@@ -105,7 +107,7 @@ def _in_memory(writer: _Writer, records: Iterator[Record]) -> Stored:
 
     batches = list(writer.batches(records))
     data = datasets.Dataset(pa.Table.from_batches(batches))
-    return Stored(lambda: data, writer.layout.labels, writer.integers)
+    return Stored(lambda: data, writer.layout.kinds, writer.integers)
 
 
 def _on_disk(writer: _Writer, records: Iterator[Record], folder: Path, digest: str) -> Stored:
@@ -132,7 +134,7 @@ def _on_disk(writer: _Writer, records: Iterator[Record], folder: Path, digest: s
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
-    return Stored(lambda: _mapped(path), writer.layout.labels, writer.integers)
+    return Stored(lambda: _mapped(path), writer.layout.kinds, writer.integers)
 
 
 def _merged(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -195,8 +197,15 @@ class _Writer:
     def _column(self, field: str, values: list[Any], start: int, chunk: Sequence[Record]) -> pa.Array:
         import pyarrow as pa
 
-        if field not in self.layout.labels:
+        kind_name = self.layout.kinds.get(field, "text")
+        if kind_name == "text":
             return pa.array(self._checked(values, str, field, start, chunk), pa.string())
+        if kind_name == "number":
+            return pa.array(
+                [self._number(v, field, start + i, chunk[i].line) for i, v in enumerate(values)], pa.float64()
+            )
+        if kind_name == "json":
+            return pa.array([self._json(v, field, start + i, chunk[i].line) for i, v in enumerate(values)], pa.string())
         if self.layout.digits:
             values = [value or None for value in values]
             self.integers = self.integers and all(_INTEGER.fullmatch(v) for v in set(values) - {None})
@@ -239,7 +248,7 @@ class _Writer:
             return clean
         if isinstance(value, str) and kind is str:
             expected = "a text without half characters (lone surrogates)"
-        elif field in self.layout.labels:
+        elif self.layout.kinds.get(field) == "label":
             other = " as in other rows" if isinstance(value, str | int) else ""
             expected = ("a string" if kind is str else "an integer") + other
         else:
@@ -247,10 +256,54 @@ class _Writer:
         self._complain(value, expected, field, row, line)
         return None
 
+    def _number(self, value: Any, field: str, row: int, line: int | None) -> float | None:
+        clean = number(value)
+        if clean is None and value not in (None, ""):
+            self._complain(value, "a number", field, row, line)
+        return clean
+
+    def _json(self, value: Any, field: str, row: int, line: int | None) -> str | None:
+        """Return JSON text; text from a file without structure (CSV) is taken for JSON if it is."""
+        try:
+            return None if value is None else json.dumps(structure(value), ensure_ascii=False)
+        except (TypeError, ValueError):
+            self._complain(value, "what JSON can say", field, row, line)
+            return None
+
     def _complain(self, value: Any, expected: str, field: str, row: int, line: int | None) -> None:
         place = place_of(self.layout.name, row, line)
         hint = "correct these rows; labels are all strings or all integers, texts are strings"
         self._problems.add(f"{place}, field {field}: found {shown(value)}, expected {expected}", hint)
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number, also where a file without types (CSV) writes it as text; else None."""
+    value = plain(value)
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def structure(value: Any) -> Any:
+    """Return lists, objects and plain values of JSON; text that is a JSON list or object is read."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text[:1] in ("[", "{"):
+            try:
+                return json.loads(text)
+            except ValueError:
+                return value
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): structure(item) if not isinstance(item, str) else item for key, item in value.items()}
+    if _is_list(value):
+        return [item if isinstance(item, str) else structure(item) for item in value]
+    value = plain(value)
+    json.dumps(value, allow_nan=False)  # raises for what JSON cannot say
+    return value
 
 
 def place_of(name: str, row: int, line: int | None) -> str:

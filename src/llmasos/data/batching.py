@@ -8,13 +8,15 @@ step gets its full batch, and the order is a function of the seed and the epoch 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import torch
+
     from .encoding import Encoded
 
 POOL = 64
@@ -23,9 +25,12 @@ POOL = 64
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows end to end, longest first. ids, types: (tokens,); lengths, rows: (rows,).
+    """Sequences end to end, longest first. ids, types: (tokens,); lengths: (sequences,).
 
-    ``rows`` are places in the encoded data; ``targets`` is what the task's loss compares with.
+    ``rows`` are the examples' places in the encoded data; ``targets`` is what the task's loss compares with:
+    (examples, ...) in the order of ``rows``, or one array for each sequence, end to end with
+    ``target_lengths``, (sequences,). An example is one sequence, in this order; or ``group`` of them, and then
+    ``places`` tells for each sequence, example by example, where it is among the sorted ones.
     """
 
     ids: NDArray[np.int32]
@@ -33,14 +38,30 @@ class Batch:
     lengths: NDArray[np.int32]
     rows: NDArray[np.int64]
     targets: NDArray[Any] | None = None
+    target_lengths: NDArray[np.int32] | None = None
+    group: int = 1
+    places: NDArray[np.int64] | None = None
+    reference: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.rows)
 
     @property
     def tokens(self) -> int:
         """Number of tokens; nothing is padding."""
         return len(self.ids)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each sequence begins, and the end, (sequences + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+
+    def target_tensor(self, device: torch.device) -> torch.Tensor:
+        """Return the targets as a tensor."""
+        import torch
+
+        assert self.targets is not None
+        return torch.from_numpy(np.ascontiguousarray(self.targets)).to(device)
 
 
 def epoch_order(lengths: NDArray[np.int32], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
@@ -62,39 +83,68 @@ def sorted_order(lengths: NDArray[np.int32], batch_size: int) -> Iterator[NDArra
 
 
 def gather(data: Encoded, rows: NDArray[np.int64]) -> Batch:
-    """Copy rows out of encoded data into one batch, longest first."""
-    starts, stops = data.offsets[rows], data.offsets[rows + 1]
+    """Copy examples out of encoded data into one batch, longest sequence first."""
+    group = data.group
+    sequences = rows if group == 1 else (rows[:, None] * group + np.arange(group)).reshape(-1)
+    starts, stops = data.offsets[sequences], data.offsets[sequences + 1]
     order = np.argsort(starts - stops, kind="stable")
-    rows, starts, stops = rows[order], starts[order], stops[order]
-    spans = [slice(a, b) for a, b in zip(starts, stops, strict=True)]
+    places = None
+    if group == 1:
+        rows = rows[order]
+    else:
+        places = np.empty(len(order), dtype=np.int64)
+        places[order] = np.arange(len(order))
+    spans = [slice(a, b) for a, b in zip(starts[order], stops[order], strict=True)]
+    targets, target_lengths = data.targets, None
+    if targets is not None and data.target_offsets is not None:
+        bounds = data.target_offsets[sequences[order]], data.target_offsets[sequences[order] + 1]
+        targets = np.concatenate([targets[a:b] for a, b in zip(*bounds, strict=True)])
+        target_lengths = (bounds[1] - bounds[0]).astype(np.int32)
+    elif targets is not None:
+        targets = targets[rows]
     return Batch(
         ids=np.concatenate([data.ids[span] for span in spans]),
         types=None if data.types is None else np.concatenate([data.types[span] for span in spans]),
-        lengths=(stops - starts).astype(np.int32),
+        lengths=(stops - starts)[order].astype(np.int32),
         rows=rows,
-        targets=None if data.targets is None else data.targets[rows],
+        targets=targets,
+        target_lengths=target_lengths,
+        group=group,
+        places=places,
+        reference=None if data.reference is None else data.reference[rows],
     )
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
-    """Cut a batch into parts of at most ``size`` rows: the micro-batches of one step."""
+    """Cut a batch into parts of at most ``size`` examples: the micro-batches of one step."""
     if len(batch) <= size:
         return [batch]
-    offsets = np.concatenate([[0], np.cumsum(batch.lengths)])
-    parts = []
-    for a in range(0, len(batch), size):
-        b = min(a + size, len(batch))
-        tokens = slice(offsets[a], offsets[b])
-        parts.append(
-            Batch(
-                batch.ids[tokens],
-                None if batch.types is None else batch.types[tokens],
-                batch.lengths[a:b],
-                batch.rows[a:b],
-                None if batch.targets is None else batch.targets[a:b],
-            )
-        )
-    return parts
+    whole = encoded(batch)
+    parts = [np.arange(a, min(a + size, len(batch))) for a in range(0, len(batch), size)]
+    return [replace(part := gather(whole, rows), rows=batch.rows[part.rows]) for rows in parts]
+
+
+def encoded(batch: Batch) -> Encoded:
+    """Return a batch as encoded data, example by example, so that examples of it can be gathered anew."""
+    from .encoding import Encoded
+
+    offsets = batch.offsets
+    order = np.arange(len(batch.lengths)) if batch.places is None else batch.places
+    spans = [slice(offsets[i], offsets[i + 1]) for i in order]
+    targets, ends = batch.targets, batch.target_lengths
+    if targets is not None and ends is not None:
+        bounds = np.concatenate([[0], np.cumsum(ends, dtype=np.int64)])
+        targets, ends = np.concatenate([targets[bounds[i] : bounds[i + 1]] for i in order]), ends[order]
+    return Encoded(
+        ids=np.concatenate([batch.ids[span] for span in spans]),
+        types=None if batch.types is None else np.concatenate([batch.types[span] for span in spans]),
+        offsets=np.concatenate([[0], np.cumsum(batch.lengths[order], dtype=np.int64)]),
+        targets=targets,
+        target_offsets=None if ends is None else np.concatenate([[0], np.cumsum(ends, dtype=np.int64)]),
+        rows=np.arange(len(batch)),
+        group=batch.group,
+        reference=batch.reference,
+    )
 
 
 def pad(batch: Batch, pad_id: int) -> dict[str, NDArray[np.int64]]:

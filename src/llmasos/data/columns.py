@@ -36,7 +36,7 @@ def choose(
     _check(name, available, fields, given)
     chosen: dict[str, str] = {}
     for field in fields:
-        if field.kind == "label" and not labelled:
+        if field.is_answer and not labelled:
             continue
         taken = {column for other, column in given.items() if other != field.name} | set(chosen.values())
         free = [column for column in available if column not in taken]

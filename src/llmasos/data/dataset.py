@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import DataError, UsageError
-from .arrow import LINE, Layout, Problems, Stored, place_of, store
+from ..core.errors import DataError, UsageError, shown
+from .arrow import LINE, Layout, Problems, Stored, number, place_of, store, structure
 from .columns import choose
-from .files import shown
 from .origin import origin_of
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class Dataset:
     @property
     def labels(self) -> frozenset[str]:
         """The fields that are labels."""
-        return self._stored.labels
+        return frozenset(name for name, kind in self._stored.kinds.items() if kind == "label")
 
     def __len__(self) -> int:
         return len(self._data) if self._indices is None else len(self._indices)
@@ -116,7 +115,10 @@ class Dataset:
     def _field(self, name: str, values: list[Any], picks: list[int] | None) -> list[Any]:
         if picks is not None:
             values = [values[i] for i in picks]
-        if self._stored.digits and name in self._stored.labels:
+        kind = self._stored.kinds.get(name)
+        if kind == "json":
+            values = [None if value is None else json.loads(value) for value in values]
+        if self._stored.digits and kind == "label":
             values = [None if value is None else int(value) for value in values]
         return values
 
@@ -147,8 +149,8 @@ def read(
         problems.check(origin.name)
         raise DataError(f"{origin.name} has no rows", hint="give at least one row")
     chosen = choose(origin.name, origin.content.columns, fields, columns, labelled=labelled)
-    labels = frozenset(field.name for field in fields if field.kind == "label")
-    layout = Layout(origin.name, chosen, labels, origin.digits)
+    kinds = {field.name: field.kind for field in fields if field.name in chosen}
+    layout = Layout(origin.name, chosen, kinds, origin.digits)
     return Dataset(origin.name, chosen, store(origin.content.records, layout, problems, key=origin.key))
 
 
@@ -170,13 +172,32 @@ def stream(
     if not origin.content.columns:
         return
     chosen = choose(origin.name, origin.content.columns, fields, columns, labelled=False)
-    for number, record in enumerate(origin.content.records):
-        row = {field: record.values.get(column) for field, column in chosen.items()}
-        for field, value in row.items():
-            if not isinstance(value, str):
-                place = place_of(origin.name, number, record.line)
-                stop(f"{place}, field {field}: found {shown(value)}, expected a string", "correct this row")
+    kinds = {field.name: field.kind for field in fields}
+    optional = {field.name for field in fields if not field.required}
+    several = len(optional) == len(kinds)  # rows of several layouts: each has its own fields
+    for place, record in enumerate(origin.content.records):
+        row: dict[str, Any] = {}
+        for field, column in chosen.items():
+            value = record.values.get(column)
+            if value is None and several:
+                continue
+            row[field], expected = _streamed(value, kinds[field])
+            if expected:
+                where = place_of(origin.name, place, record.line)
+                stop(f"{where}, field {field}: found {shown(value)}, expected {expected}", "correct this row")
         yield row
+
+
+def _streamed(value: Any, kind: str) -> tuple[Any, str]:
+    """Return a value as its kind wants it, and what was expected where it is something else."""
+    if kind == "text":
+        return value, "" if isinstance(value, str) else "a string"
+    if kind == "number":
+        return number(value), "" if number(value) is not None else "a number"
+    try:
+        return structure(value), "" if value is not None else "some content"
+    except (TypeError, ValueError):
+        return None, "what JSON can say"
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

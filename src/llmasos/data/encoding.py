@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,21 +25,27 @@ from .dataset import Dataset
 from .ledger import Ledger
 
 if TYPE_CHECKING:
-    from ..tasks.base import Problem, Row, Task
+    from ..tasks.base import Encoding, Problem, Row, Task
 
 _BATCH = 1000
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows as flat arrays, mapped from files where they are on disk (then read-only).
+    """Training examples as flat arrays, mapped from files where they are on disk (then read-only).
+
+    An example is ``group`` sequences of tokens, mostly one. Most rows give one example; a long one may
+    give several, and dropped rows give none.
 
     Attributes:
-        ids: int32, (tokens,); row i is ``ids[offsets[i]:offsets[i + 1]]``.
+        ids: int32, (tokens,); sequence i is ``ids[offsets[i]:offsets[i + 1]]``.
         types: uint8, (tokens,), or None where rows have no token types.
-        offsets: int64, (rows + 1,).
-        targets: int64, (rows,), or float32, (rows, labels); None without labels.
-        rows: int64, (rows,): the index of each row in the dataset; dropped rows are absent.
+        offsets: int64, (sequences + 1,).
+        targets: one entry or line per example, (examples, ...), or where ``target_offsets`` are given, those of
+            sequence i at ``targets[target_offsets[i]:target_offsets[i + 1]]``; None without labels.
+        rows: int64, (examples,): the index in the dataset of the row that each comes from, rising.
+        group: sequences of one example.
+        reference: float32, (examples, ...), what another model gave for them, where a task compares with it.
     """
 
     ids: NDArray[np.int32]
@@ -46,30 +53,56 @@ class Encoded:
     offsets: NDArray[np.int64]
     targets: NDArray[Any] | None
     rows: NDArray[np.int64]
+    target_offsets: NDArray[np.int64] | None = None
+    group: int = 1
+    reference: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each row, int32, (rows,)."""
-        return np.diff(self.offsets).astype(np.int32)
+        """Tokens of each example, int32, (examples,)."""
+        return np.diff(self.offsets[:: self.group]).astype(np.int32)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows."""
+        """Tokens of all examples."""
         return int(self.offsets[-1])
 
-    def head(self, rows: int) -> Encoded:
-        """Return the first rows."""
-        end = int(self.offsets[rows])
-        return Encoded(
-            self.ids[:end],
-            None if self.types is None else self.types[:end],
-            self.offsets[: rows + 1],
-            None if self.targets is None else self.targets[:rows],
-            self.rows[:rows],
+    def head(self, examples: int) -> Encoded:
+        """Return the first examples."""
+        return self.part(0, examples)
+
+    def part(self, start: int, stop: int) -> Encoded:
+        """Return neighbouring examples."""
+        offsets = self.offsets[start * self.group : stop * self.group + 1]
+        tokens = slice(int(offsets[0]), int(offsets[-1]))
+        targets, target_offsets = self.targets, self.target_offsets
+        if targets is not None and target_offsets is not None:
+            target_offsets = target_offsets[start * self.group : stop * self.group + 1]
+            targets = targets[target_offsets[0] : target_offsets[-1]]
+            target_offsets = target_offsets - target_offsets[0]
+        elif targets is not None:
+            targets = targets[start:stop]
+        return replace(
+            self,
+            ids=self.ids[tokens],
+            types=None if self.types is None else self.types[tokens],
+            offsets=offsets - offsets[0],
+            targets=targets,
+            target_offsets=target_offsets,
+            rows=self.rows[start:stop],
+            reference=None if self.reference is None else self.reference[start:stop],
         )
+
+
+def flattened(encoding: Encoding, group: int = 1) -> Encoded:
+    """Put rows that a task has encoded into flat arrays, without writing anything."""
+    with _Arrays(None, group) as arrays:
+        count = len(encoding.ids) // group
+        arrays.examples(encoding, np.arange(count) if encoding.rows is None else np.asarray(encoding.rows))
+        return arrays.finish()
 
 
 def encode(
@@ -105,7 +138,7 @@ def encode(
     """
     work = _Pass(dataset, task, tokenizer, max_length, labelled, ledger)
     try:
-        with _Arrays(folder) as arrays:
+        with _Arrays(folder, task.group) as arrays:
             for rows in dataset.batches(_BATCH):
                 work.take(rows, arrays)
                 if on_rows is not None:
@@ -196,8 +229,9 @@ class _Pass:
     ) -> None:
         self._dataset, self._task, self._tokenizer = dataset, task, tokenizer
         self._max_length, self._labelled, self._ledger = max_length, labelled, ledger
-        self._texts = [field.name for field in task.fields if field.kind == "text" and field.name in dataset.columns]
-        self._label = next((name for name in dataset.columns if name in dataset.labels), "")
+        there = [field for field in task.fields if field.name in dataset.columns]
+        self._texts = [field.name for field in there if not field.is_answer]
+        self._labels = [field.name for field in there if field.is_answer]
         self.findings = _Findings(dataset)
         self.done = self._truncated = self._cut = self._longest = 0
 
@@ -215,22 +249,19 @@ class _Pass:
         if self._ledger is not None:
             self._ledger.add(
                 self._dataset.numbers(np.arange(start, self.done)),
-                [tuple(row[name] or "" for name in self._texts) for row in rows],
-                [row.get(self._label) for row in rows],
+                [tuple(map(_worded, (row[name] for name in self._texts))) for row in rows],
+                [_label_of([row.get(name) for name in self._labels]) for row in rows],
                 cut.tolist(),
                 [None if problem is None else problem.found for problem in found],
             )
 
     def _encode(self, rows: list[dict[str, Any]], at: NDArray[np.int64], arrays: _Arrays) -> list[int]:
         """Append the arrays of good rows and return how many tokens were cut from each."""
-        encoding = self._task.encode(rows, self._tokenizer, self._max_length)
-        arrays.ids(encoding.ids, encoding.types)
-        arrays.rows(at)
-        if self._labelled:
-            arrays.targets(self._task.targets(rows))
+        encoding = self._task.encode(rows, self._tokenizer, self._max_length, labelled=self._labelled)
+        arrays.examples(encoding, at if encoding.rows is None else at[encoding.rows])
         self._truncated += sum(cut > 0 for cut in encoding.truncated)
         self._cut += sum(encoding.truncated)
-        self._longest = max(self._longest, *(len(i) + cut for i, cut in zip(encoding.ids, encoding.truncated)))
+        self._longest = max(self._longest, self._max_length + max(encoding.truncated, default=0))
         return encoding.truncated
 
     def check(self, allow_truncated: float, allow_dropped: float) -> None:
@@ -247,6 +278,15 @@ class _Pass:
             )
 
 
+def _worded(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
+
+
+def _label_of(answers: list[Any]) -> Any:
+    """Return what a row's answers are compared by."""
+    return answers[0] if len(answers) == 1 and not isinstance(answers[0], dict) else tuple(map(_worded, answers))
+
+
 def _share(some: int, rows: int) -> str:
     return f"{some} of {rows} rows ({some / rows:.1%})"
 
@@ -259,11 +299,11 @@ def _up(share: float) -> str:
 class _Arrays:
     """Arrays that grow at their end, each a file in a folder or a buffer in memory."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, group: int = 1) -> None:
+        self._folder, self._group = folder, group
         self._open: dict[str, IO[bytes]] = {}
         self._dtypes: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
-        self._end = 0
+        self._ends = {"offsets": 0, "target_offsets": 0}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._append("offsets", np.zeros(1, dtype=np.int64))
@@ -276,22 +316,27 @@ class _Arrays:
             if self._folder is not None:
                 file.close()
 
-    def ids(self, ids: Sequence[NDArray[np.int32]], types: Sequence[NDArray[np.uint8]] | None) -> None:
-        """Append rows of ids and types."""
-        self._append("ids", np.concatenate(ids, dtype=np.int32))
-        if types is not None:
-            self._append("types", np.concatenate(types, dtype=np.uint8))
-        ends = np.cumsum([len(row) for row in ids], dtype=np.int64) + self._end
-        self._end = int(ends[-1])
-        self._append("offsets", ends)
-
-    def rows(self, rows: NDArray[np.int64]) -> None:
-        """Append row numbers."""
+    def examples(self, encoding: Encoding, rows: NDArray[np.int64]) -> None:
+        """Append encoded examples, each with the index of its row."""
+        if not encoding.ids:
+            return
+        self._append("ids", np.concatenate(encoding.ids, dtype=np.int32))
+        if encoding.types is not None:
+            self._append("types", np.concatenate(encoding.types, dtype=np.uint8))
+        self._append_ends("offsets", encoding.ids)
         self._append("rows", rows)
+        if isinstance(encoding.targets, list):
+            if "target_offsets" not in self._open:
+                self._append("target_offsets", np.zeros(1, dtype=np.int64))
+            self._append("targets", np.concatenate(encoding.targets))
+            self._append_ends("target_offsets", encoding.targets)
+        elif encoding.targets is not None:
+            self._append("targets", encoding.targets)
 
-    def targets(self, targets: NDArray[Any]) -> None:
-        """Append targets."""
-        self._append("targets", targets)
+    def _append_ends(self, name: str, parts: Sequence[NDArray[Any]]) -> None:
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int64) + self._ends[name]
+        self._ends[name] = int(ends[-1])
+        self._append(name, ends)
 
     def finish(self) -> Encoded:
         """Return what was appended."""
@@ -300,7 +345,9 @@ class _Arrays:
             types=self._array("types") if "types" in self._open else None,
             offsets=self._array("offsets"),
             targets=self._array("targets") if "targets" in self._open else None,
+            target_offsets=self._array("target_offsets") if "target_offsets" in self._open else None,
             rows=self._array("rows"),
+            group=self._group,
         )
 
     def _append(self, name: str, array: NDArray[Any]) -> None:

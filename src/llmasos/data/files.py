@@ -22,7 +22,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.errors import DataError
+from ..core.errors import DataError, shown
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
 _HEAD = 1000  # rows that are looked at to learn the names of the columns
@@ -61,8 +61,8 @@ def format_of(path: Path) -> tuple[str, bool]:
         raise DataError(f"no such file: {str(path)[:200]}", hint=_near(path))
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.name.lower().removesuffix(".gz").endswith(FORMATS))
-        shown = f"it holds {', '.join(inside[:5])}; " if inside else ""
-        raise DataError(f"{path} is a folder, not a file", hint=f"{shown}give the path of one file")
+        inside_words = f"it holds {', '.join(inside[:5])}; " if inside else ""
+        raise DataError(f"{path} is a folder, not a file", hint=f"{inside_words}give the path of one file")
     if not kind or kind[0] not in FORMATS:
         known = ", ".join(f".{name}" for name in FORMATS)
         raise DataError(f"{path.name}: this kind of file is not known", hint=f"one of {known}, each also with .gz")
@@ -316,11 +316,3 @@ def _opened_parquet(path: Path, packed: bool) -> Iterator[Any]:
                 yield table
     except (pa.ArrowException, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path.name} is not a readable parquet file: {error}", hint="write it again") from error
-
-
-def shown(value: Any) -> str:
-    """Word a value for an error message, cut to a line's length."""
-    if value is None:
-        return "nothing"
-    text = repr(value)
-    return f"{type(value).__name__} {text[:57] + '...' if len(text) > 60 else text}"

@@ -8,9 +8,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..core.errors import DataError, UsageError
+from ..core.errors import DataError, UsageError, shown
 from .arrow import IN_MEMORY, place_of
-from .files import Complain, Content, Record, format_of, open_file, shown
+from .files import Complain, Content, Record, format_of, open_file
 
 if TYPE_CHECKING:
     from ..tasks.base import Field

@@ -16,28 +16,33 @@ class Engine(Protocol):
     how: str
     """In words: precision and path, with the reason."""
 
-    def logits(self, batch: Batch) -> NDArray[np.float32]:
-        """Return the model's outputs, (rows, outputs), in the batch's order of rows."""
+    def outputs(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the model's outputs in the batch's order: (sequences, ...), or for output "token" (tokens, ...).
+
+        For output "vocabulary" they are, of each supervised token, minus the logarithm of the probability that
+        it was given, and whether it was the most likely one: (supervised tokens, 2).
+        """
 
 
 def few(batch: Batch, rows: int = 4) -> Batch:
-    """Return a few rows of a batch, and short beginnings of them: enough to compare two ways to compute.
+    """Return a few sequences of a batch, and short beginnings of them: enough to compare two ways to compute.
 
     The beginnings have many lengths, so that the padded groups of a packed forward are compared too,
-    whatever rows come first.
+    whatever rows come first. Of the targets only those that lie along the tokens are kept.
     """
-    ends = np.cumsum(batch.lengths)
-    whole = np.unique(np.linspace(0, len(batch) - 1, min(rows, len(batch))).astype(int))
+    offsets = batch.offsets
+    whole = np.unique(np.linspace(0, len(batch.lengths) - 1, min(rows, len(batch.lengths))).astype(int))
     picks = np.concatenate([whole, np.resize(whole, 8)])
     lengths = np.minimum(batch.lengths[picks], [*batch.lengths[whole], *range(9, 1, -1)]).astype(np.int32)
     order = np.argsort(-lengths, kind="stable")
     picks, lengths = picks[order], lengths[order]
-    starts = (ends - batch.lengths)[picks]
-    places = np.concatenate([np.arange(a, a + n) for a, n in zip(starts, lengths, strict=True)])
+    places = np.concatenate([np.arange(a, a + n) for a, n in zip(offsets[picks], lengths, strict=True)])
+    aligned = batch.targets is not None and batch.target_lengths is not None and len(batch.targets) == len(batch.ids)
     return Batch(
         batch.ids[places],
         None if batch.types is None else batch.types[places],
         lengths,
-        batch.rows[picks],
-        None if batch.targets is None else batch.targets[picks],
+        picks,
+        batch.targets[places] if aligned and batch.targets is not None else None,
+        lengths if aligned else None,
     )

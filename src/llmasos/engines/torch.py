@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..architectures import _proof
-from ..architectures.base import Architecture, FastForward, Snapshot, find, pack
+from ..architectures._plain import supervised, transformers_outputs
+from ..architectures._vocabulary import token_scores
+from ..architectures.base import Architecture, FastForward, Projected, Snapshot, find, pack
 from ..data.batching import Batch
 from .base import few
 
@@ -20,42 +22,53 @@ class TorchEngine:
     Args:
         model: the model, in float32, on its device.
         pad_id: id for padding, where transformers' own forward needs it.
+        output: what the task reads (``Task.output``).
         precision: "float32" or "bfloat16".
         speed: "auto" or "plain" (transformers' own forward always).
     """
 
-    def __init__(self, model: Any, pad_id: int, *, precision: str = "float32", speed: str = "auto") -> None:
+    def __init__(
+        self, model: Any, pad_id: int, *, output: str = "row", precision: str = "float32", speed: str = "auto"
+    ) -> None:
         self.model = model.eval()
         self.pad_id = pad_id
+        self.output = output
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
         self.device = next(model.parameters()).device
         self._architecture: Architecture | None = None
         self._forward: FastForward | None = None
         self.how = f"{precision}, transformers' forward"
         if speed == "auto":
-            self._architecture, reason = find(model)
+            self._architecture, reason = find(model, output)
             self.how = f"{precision}, {reason}" if self._architecture else self.how
 
     @torch.no_grad()
-    def logits(self, batch: Batch) -> NDArray[np.float32]:
-        """Return logits, (rows, labels)."""
+    def outputs(self, batch: Batch) -> NDArray[np.float32]:
+        """Return outputs as ``engines/base.py`` says."""
         if self._architecture is not None and self._forward is None:
             self._prove(batch)
-        if self._forward is not None:
-            out = self._forward(pack(batch, self.device))
-        else:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                out = _proof.transformers_logits(self.model, batch, self.pad_id)
+        out = self._outputs(batch)
+        if self.output == "vocabulary":
+            assert batch.targets is not None
+            targets = batch.target_tensor(self.device)[supervised(batch, self.device)]
+            return token_scores(out, targets).cpu().numpy()
+        assert isinstance(out, torch.Tensor)
         return out.float().cpu().numpy()
+
+    def _outputs(self, batch: Batch) -> torch.Tensor | Projected:
+        if self._forward is not None:
+            return self._forward(pack(batch, self.device, self.output))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return transformers_outputs(self.model, batch, self.pad_id, self.output)
 
     def _prove(self, batch: Batch) -> None:
         """Use the packed forward only if it gives what transformers gives on a few of these rows."""
         assert self._architecture is not None
-        proof = _proof.prove(self.model, self._architecture, few(batch), self.pad_id)
+        proof = _proof.prove(self.model, self._architecture, few(batch), self.pad_id, self.output)
         if proof.holds:
-            self._forward = self._architecture.forward(self.model, Snapshot(self.dtype))
+            self._forward = self._architecture.forward(self.model, Snapshot(self.dtype), self.output)
         else:
-            self.how = f"transformers' forward (the packed one differs by {proof.logits:.1e})"
+            self.how = f"transformers' forward: {proof.why_not}"
             self._architecture = None
 
 

@@ -22,6 +22,9 @@ Floats = NDArray[np.float64]
 BINS = 15
 """Equal-width confidence bins of the calibration error, as in Guo et al. 2017."""
 
+LOWER_IS_BETTER = ("loss", "perplexity", "pseudo_perplexity", "bits_per_byte")
+"""Metrics of which the lowest value is the best."""
+
 _AT_ONCE = 2_000_000  # bootstrap draws held at once: 16 MB
 
 

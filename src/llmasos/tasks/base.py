@@ -17,9 +17,14 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+    from ..data.batching import Batch
+    from ..data.encoding import Encoded
     from ..metrics.base import Scorer
 
 Row = Mapping[str, Any]
+
+IGNORED = -100
+"""In targets that lie along the tokens: nothing is asked here (torch's own ``ignore_index``)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,9 @@ class Field:
     Args:
         name: the field's name in the task ("text", "label").
         aliases: column names under which data usually carries it, tried in this order.
-        kind: "text" (a string) or "label" (what the task's ``problem`` accepts).
+        kind: "text" (a string), "label" (strings, integers, or lists of these), "number", or "json" (anything
+            that JSON can say: lists of words, messages, answers with their places; in a CSV file, written as JSON).
+        answer: whether it is what a model shall learn to give, so that prediction does without it.
         required: whether a row without it is an error. Labels are not required for prediction.
         doc: one line for error messages and ``--help``.
     """
@@ -39,6 +46,12 @@ class Field:
     kind: str = "text"
     required: bool = True
     doc: str = ""
+    answer: bool | None = None
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether prediction does without this field; labels always are answers."""
+        return self.kind == "label" if self.answer is None else self.answer
 
 
 class Problem(NamedTuple):
@@ -51,15 +64,19 @@ class Problem(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """Rows as token ids.
+    """Rows as token ids: sequences, of which each training example has ``task.group``.
 
-    ``ids``: one array of ids per row, special tokens included. ``types``: token type ids of the same
-    lengths, or None where the tokenizer has none. ``truncated``: tokens cut from each row.
+    ``ids``: one array of ids per sequence, special tokens included. ``types``: token type ids of the same
+    lengths, or None where the tokenizer has none. ``truncated``: tokens cut from each row. ``targets``: one
+    entry or line per example, or one array per sequence; None without labels. ``rows``: for each example the
+    place of its row, rising, where a row may give several (windows over a long text) or none; None for one each.
     """
 
     ids: list[NDArray[np.int32]]
     types: list[NDArray[np.uint8]] | None
     truncated: list[int]
+    targets: NDArray[Any] | list[NDArray[Any]] | None = None
+    rows: list[int] | None = None
 
 
 class Task(ABC):
@@ -70,7 +87,17 @@ class Task(ABC):
     auto_class: ClassVar[str]
     """The transformers Auto class that gives the model its head."""
     default_metric: ClassVar[str]
-    """Name of the metric that picks the best model; larger is better."""
+    """Name of the metric that picks the best model; larger is better, unless it is ``loss`` or ``perplexity``."""
+    output: ClassVar[str] = "row"
+    """What the model gives: "row" (logits of each sequence), "token" (logits of each token), "embedding" (one
+    vector a sequence: the mean over its tokens), "vocabulary" (logits over the vocabulary where the targets,
+    one for each token, are not ``IGNORED``)."""
+    group: ClassVar[int] = 1
+    """Sequences of one training example: 2 for pairs that are embedded apart."""
+    joint: ClassVar[bool] = False
+    """Whether the loss of a row depends on the rows beside it (in-batch negatives)."""
+    scores_rows: ClassVar[bool] = False
+    """Whether ``score`` reads the rows themselves and not only their targets."""
 
     @property
     @abstractmethod
@@ -78,8 +105,8 @@ class Task(ABC):
         """The fields of a row."""
 
     @abstractmethod
-    def fitted(self, rows: Iterable[Row]) -> tuple[Self, list[str]]:
-        """Return this task with everything that it learns from data settled, and notes for the user.
+    def fitted(self, rows: Iterable[Row], tokenizer: Any = None) -> tuple[Self, list[str]]:
+        """Return this task with everything that it learns from data and tokenizer settled, and notes for the user.
 
         Raises:
             DataError: the rows contradict the task (one class only, more labels than ``num_labels``).
@@ -90,36 +117,66 @@ class Task(ABC):
         """Return the first thing that is wrong with a row, or None."""
 
     @abstractmethod
-    def encode(self, rows: Sequence[Row], tokenizer: Any, max_length: int) -> Encoding:
-        """Turn rows into token ids, cut at ``max_length`` tokens."""
+    def encode(self, rows: Sequence[Row], tokenizer: Any, max_length: int, *, labelled: bool = True) -> Encoding:
+        """Turn rows into sequences of at most ``max_length`` tokens and, if ``labelled``, their targets."""
 
+    @property
     @abstractmethod
-    def targets(self, rows: Sequence[Row]) -> NDArray[Any]:
-        """Return what the loss compares with, one entry (or one line) per row."""
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics by which the best model can be picked."""
 
     @abstractmethod
     def head_config(self) -> dict[str, Any]:
         """Return the arguments that transformers needs to build the head."""
 
     @abstractmethod
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the loss summed over the rows (not their mean: see ``weight``)."""
+    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the loss summed over the batch (not its mean: see ``weight``).
+
+        ``outputs`` are what ``output`` says, in the batch's order.
+        """
 
     @abstractmethod
-    def weight(self, targets: NDArray[Any]) -> float:
-        """Return what the summed loss of these rows is divided by.
+    def weight(self, batch: Batch) -> float:
+        """Return what the summed loss of this batch is divided by.
 
         The trainer divides by the weight of the whole optimiser step, so that splitting a batch
         changes nothing.
         """
 
-    @abstractmethod
-    def scorer(self) -> Scorer:
-        """Return an empty scorer, to be fed logits and targets batch by batch."""
+    def measured(self, outputs: NDArray[np.float32], batch: Batch) -> tuple[float, float]:
+        """Return the summed loss of an evaluated batch and its weight; ``outputs`` as an engine gives them."""
+        import torch
+
+        if self.output == "vocabulary":
+            return float(outputs[:, 0].sum(dtype=np.float64)), float(len(outputs))
+        return float(self.loss(torch.from_numpy(outputs), batch)), self.weight(batch)
+
+    def noised(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """Return the batch as this step shall see it; most tasks leave it alone."""
+        del rng
+        return batch
 
     @abstractmethod
-    def decode(self, logits: NDArray[np.float32]) -> list[Any]:
-        """Turn logits, (rows, outputs), into typed predictions."""
+    def scorer(self) -> Scorer:
+        """Return an empty scorer, to be fed by ``score``."""
+
+    def score(self, scorer: Scorer, outputs: Any, part: Encoded, rows: Sequence[Row]) -> None:
+        """Feed a scorer with some examples of whole rows, in their own order.
+
+        Args:
+            scorer: what ``scorer`` returned.
+            outputs: (examples, ...) for outputs of rows; a list of arrays for outputs of tokens.
+            part: the same examples, encoded.
+            rows: their rows, where ``scores_rows`` asks for them, else empty.
+        """
+        del rows
+        assert part.targets is not None
+        scorer.add(outputs, part.targets)
+
+    @abstractmethod
+    def decode(self, outputs: Any, encoding: Encoding, rows: Sequence[Row]) -> list[Any]:
+        """Turn outputs (as for ``score``) of encoded rows into typed predictions, one a row."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import DataError, UsageError, did_you_mean
+from ..core.errors import DataError, UsageError, did_you_mean, shown
 from .base import Encoding, Field, Problem, Row, Task
 
 if TYPE_CHECKING:
     import torch
 
+    from ..data.batching import Batch
     from ..metrics.base import Scorer
 
 Label = str | int
@@ -67,7 +68,8 @@ class TextClassificationTask(Task):
             infers them from the data, sorted.
         multi_label: a text may carry several labels, or none.
         class_weights: "balanced" weighs each class by the inverse of its frequency in the training
-            data; a mapping from label to weight sets them; None weighs all alike.
+            data (with ``multi_label``, the presence of a label by the rows without it for each with it); a
+            mapping from label to weight sets them; None weighs all alike.
         label_smoothing: share of the target probability that is spread over all classes, 0 to 1.
         threshold: the probability from which a label counts, with ``multi_label`` only.
         pairs: every row has a second text; settled by the training data, so that a model for pairs
@@ -148,7 +150,7 @@ class TextClassificationTask(Task):
             if text is None and name == "text_pair" and name not in row:
                 continue
             if not isinstance(text, str):
-                return Problem(name, _shown(text), "a string")
+                return Problem(name, shown(text), "a string")
             if not text.strip():
                 return Problem(name, "an empty text", "some text", drop=True)
         return self._label_problem(row.get("label")) if labelled else None
@@ -156,24 +158,26 @@ class TextClassificationTask(Task):
     def _label_problem(self, label: Any) -> Problem | None:
         if self.multi_label:
             if not isinstance(label, list | tuple):
-                return Problem("label", _shown(label), "a list of labels")
+                return Problem("label", shown(label), "a list of labels")
             return next((p for p in map(self._one_label_problem, label) if p), None)
         return self._one_label_problem(label)
 
     def _one_label_problem(self, label: Any) -> Problem | None:
         if not isinstance(label, str | int) or label == "":
-            return Problem("label", _shown(label), "a string or an integer")
+            return Problem("label", shown(label), "a string or an integer")
         if self.labels is not None and label not in self._index:
             hint = did_you_mean(str(label), map(str, self.labels)).strip()
             known = ", ".join(map(str, self.labels[:12])) + (", ..." if len(self.labels) > 12 else "")
             return Problem("label", repr(label), f"one of {known}" + (f" ({hint})" if hint else ""))
         return None
 
-    def fitted(self, rows: Iterable[Row]) -> tuple[Self, list[str]]:
+    def fitted(self, rows: Iterable[Row], tokenizer: Any = None) -> tuple[Self, list[str]]:
         """Settle the labels and the class weights from the rows, checking them against the task."""
+        del tokenizer
         counts: Counter[Label] = Counter()
-        pairs = self.pairs
+        pairs, total = self.pairs, 0
         for row in rows:
+            total += 1
             pairs = pairs or "text_pair" in row
             label = row["label"]
             counts.update(label if self.multi_label else (label,))
@@ -189,7 +193,7 @@ class TextClassificationTask(Task):
                 hint="a classifier needs rows of at least two classes",
             )
         task = replace(self, labels=labels, num_labels=len(labels), pairs=pairs)
-        return replace(task, class_weights=task._weights(counts)), notes
+        return replace(task, class_weights=task._weights(counts, total)), notes
 
     def _inferred(self, counts: Counter[Label], notes: list[str]) -> tuple[Label, ...]:
         found = sorted(counts, key=lambda label: (isinstance(label, str), label))
@@ -215,13 +219,14 @@ class TextClassificationTask(Task):
             )
         return tuple(found)
 
-    def _weights(self, counts: Counter[Label]) -> dict[Label, float] | None:
+    def _weights(self, counts: Counter[Label], rows: int) -> dict[Label, float] | None:
         if self.class_weights is None:
             return None
         assert self.labels is not None
         if self.class_weights == "balanced":
-            total = sum(counts.values())
-            return {k: total / (len(self.labels) * counts[k]) if counts[k] else 1.0 for k in self.labels}
+            # several labels: the rows without a label for each with it; else scikit-learn's "balanced"
+            without = {k: rows - counts[k] if self.multi_label else rows / len(self.labels) for k in self.labels}
+            return {k: without[k] / counts[k] if counts[k] and without[k] else 1.0 for k in self.labels}
         assert isinstance(self.class_weights, Mapping)
         unknown = [k for k in self.class_weights if k not in self.labels]
         if unknown:
@@ -229,7 +234,7 @@ class TextClassificationTask(Task):
                              hint=f"known: {', '.join(map(str, self.labels))}")  # fmt: skip
         return {k: float(self.class_weights.get(k, 1.0)) for k in self.labels}
 
-    def encode(self, rows: Sequence[Row], tokenizer: Any, max_length: int) -> Encoding:
+    def encode(self, rows: Sequence[Row], tokenizer: Any, max_length: int, *, labelled: bool = True) -> Encoding:
         """Tokenise texts or pairs; of a pair, the longer text is cut first."""
         first = [row["text"] for row in rows]
         second = [row["text_pair"] for row in rows] if rows and "text_pair" in rows[0] else None
@@ -253,11 +258,12 @@ class TextClassificationTask(Task):
             [np.asarray(row, dtype=np.int32) for row in ids],
             None if types is None else [np.asarray(row, dtype=np.uint8) for row in types],
             truncated,
+            self._targets(rows) if labelled else None,
         )
 
     # -- numbers ------------------------------------------------------------------------------------
 
-    def targets(self, rows: Sequence[Row]) -> NDArray[Any]:
+    def _targets(self, rows: Sequence[Row]) -> NDArray[Any]:
         """Class numbers, (rows,), or with ``multi_label`` zeros and ones, (rows, labels)."""
         index = self._index
         if not self.multi_label:
@@ -268,6 +274,14 @@ class TextClassificationTask(Task):
                 out[i, index[label]] = 1.0
         return out
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Accuracy, the averages of precision, recall and F1, and for one label the Matthews correlation."""
+        averages = (
+            f"{name}_{kind}" for name in ("precision", "recall", "f1") for kind in ("macro", "micro", "weighted")
+        )
+        return ("accuracy", *averages, *(() if self.multi_label else ("mcc",)))
+
     def head_config(self) -> dict[str, Any]:
         """Labels and problem type, under transformers' own names."""
         return {
@@ -277,12 +291,12 @@ class TextClassificationTask(Task):
             "problem_type": "multi_label_classification" if self.multi_label else "single_label_classification",
         }  # fmt: skip
 
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the summed loss. logits: (rows, labels); targets as from ``targets``."""
+    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the summed loss. outputs: logits, (rows, labels)."""
         from torch.nn import functional
 
-        if logits.dtype.itemsize < 4:
-            logits = logits.float()
+        logits = outputs if outputs.dtype.itemsize >= 4 else outputs.float()
+        targets = batch.target_tensor(logits.device)
         weights = self._weight_array
         tensor = None if weights is None else logits.new_tensor(weights)
         if self.multi_label:
@@ -294,12 +308,12 @@ class TextClassificationTask(Task):
             logits, targets, weight=tensor, label_smoothing=self.label_smoothing, reduction="sum"
         )
 
-    def weight(self, targets: NDArray[Any]) -> float:
+    def weight(self, batch: Batch) -> float:
         """The number of rows; with class weights, the sum of the rows' weights."""
         weights = self._weight_array
         if weights is None or self.multi_label:
-            return float(len(targets))
-        return float(np.asarray(weights)[targets].sum())
+            return float(len(batch))
+        return float(np.asarray(weights)[batch.targets].sum())
 
     def scorer(self) -> Scorer:
         """Return an empty scorer for classes or for several labels at once."""
@@ -308,10 +322,11 @@ class TextClassificationTask(Task):
         names = [str(label) for label in self._index]
         return MultiLabelScorer(names, self.threshold) if self.multi_label else ClassificationScorer(names)
 
-    def decode(self, logits: NDArray[np.float32]) -> list[Any]:
+    def decode(self, outputs: Any, encoding: Encoding, rows: Sequence[Row]) -> list[Any]:
         """Turn logits, (rows, labels), into predictions with probabilities."""
+        del encoding, rows
         labels = list(self._index)
-        logits = np.asarray(logits, dtype=np.float64)
+        logits = np.asarray(outputs, dtype=np.float64)
         if self.multi_label:
             return [self._several(labels, row) for row in np.exp(-np.logaddexp(0.0, -logits))]
         power = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -370,14 +385,6 @@ class TextClassificationTask(Task):
         if not isinstance(self.class_weights, Mapping):
             return None
         return [self.class_weights[label] for label in self._index]
-
-
-def _shown(value: Any) -> str:
-    """Word a value for an error message, cut to a line's length."""
-    if value is None:
-        return "nothing"
-    text = repr(value)
-    return f"{type(value).__name__} {text[:57] + '...' if len(text) > 60 else text}"
 
 
 PLUGIN = TextClassificationTask

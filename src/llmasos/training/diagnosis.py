@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..core.events import Evaluated
+from ..metrics.base import LOWER_IS_BETTER
 
 _CLEAR = 0.1  # relative change of a loss that is more than noise between evaluations
 _LEAST = 0.01  # smallest rise of a validation loss that matters at all
@@ -34,14 +35,15 @@ def overfitting(history: Sequence[Evaluated], train_losses: Sequence[float]) -> 
     if train_losses[-1] > (1 - _CLEAR) * train_losses[low]:
         return None
     name = last.metric
-    values = [event.metrics[name] for event in history]
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    values = [sign * event.metrics[name] for event in history]
     if max(values[low + 1 :]) > max(values[: low + 1]):
         return None
     return (
         f"the model overfits: since step {turn.step} (epoch {turn.epoch:.3g}) the training loss fell from "
         f"{train_losses[low]:.3g} to {train_losses[-1]:.3g}, but the validation loss rose from {turn.loss:.3g} to "
-        f"{last.loss:.3g} and {name} got no better than {max(values):.3g}. Stop earlier (epochs={turn.epoch:.3g} or "
-        "patience=1), add training rows, or regularise: weight_decay=0.1, dropout=0.2, layer_decay=0.9, augment=0.1"
+        f"{last.loss:.3g} and {name} got no better than {sign * max(values):.3g}. Stop earlier "
+        f"(epochs={turn.epoch:.3g} or patience=1), add training rows, or regularise: weight_decay=0.1, dropout=0.2, layer_decay=0.9, augment=0.1"
     )
 
 
@@ -52,7 +54,7 @@ def not_learning(history: Sequence[Evaluated], baseline: Mapping[str, float]) ->
         history: the evaluations of the run, in order.
         baseline: the metrics of that answer, as from ``Scorer.baseline``.
     """
-    if not history:
+    if not history or history[-1].metric in LOWER_IS_BETTER:
         return None
     name = history[-1].metric
     common = baseline.get(name, 0.0)

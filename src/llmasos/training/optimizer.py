@@ -73,8 +73,9 @@ class Parameters:
         self.clip = config.gradient_clip
         self.learning_rate = learning_rate
         self.fresh = True
+        self.dtype = dtype
         self._table = architecture.embedding(model) if architecture and used is not None else None
-        if self._table is not None and not self._table.requires_grad:
+        if self._table is None or not self._table.requires_grad:
             self._table = used = None
         self._rows = None if used is None else torch.as_tensor(used, dtype=torch.int64)
         self._remap = self._make_remap()

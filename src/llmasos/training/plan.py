@@ -22,7 +22,6 @@ from ..core import hardware
 from ..core.config import FinetuneConfig, asked_threads
 from ..core.events import Event, Note, Phase
 from ..data.batching import epoch_order, gather
-from ..engines.torch import TorchEngine
 from ..evaluation import evaluate
 from ..loading import longest_input
 from ..saving import write_weights
@@ -154,7 +153,8 @@ def _steps(setup: Setup, prepared: Prepared) -> int:
 def _training_seconds(model: Any, setup: Setup, prepared: Prepared) -> float:
     """Time real steps, the longest batch first, and predict the sum over all batches of the run."""
     order = epoch_order(setup.train.lengths, setup.config.batch_size, setup.config.seed, 0)
-    batches = [gather(setup.train, rows) for rows in order]
+    rng = np.random.default_rng(setup.config.seed)
+    batches = [setup.task.noised(gather(setup.train, rows), rng) for rows in order]
     tokens = np.asarray([batch.tokens for batch in batches])
     by_size = np.argsort(-tokens, kind="stable")
     picks = [by_size[0], *by_size[np.linspace(0, len(by_size) - 1, min(9, len(by_size))).astype(int)]]
@@ -187,11 +187,11 @@ def _fit(measured: list[tuple[int, float]], steps: int, tokens: float) -> float:
 def _evaluation_seconds(model: Any, setup: Setup, prepared: Prepared) -> float:
     if setup.evaluation is None:
         return 0.0
-    engine = TorchEngine(model, setup.pad_id, precision=setup.precision, speed=setup.speed)
+    engine, rows = setup.engine(model), setup.evaluation_rows
     part = setup.evaluation.head(min(len(setup.evaluation), 512))
-    evaluate(engine, setup.task, part.head(1))  # warms up, and proves the packed forward
+    evaluate(engine, setup.task, part.head(1), rows)  # warms up, and proves the packed forward
     clock = time.perf_counter()
-    evaluate(engine, setup.task, part)
+    evaluate(engine, setup.task, part, rows)
     each = (time.perf_counter() - clock) / part.tokens
     return each * setup.evaluation.tokens * prepared.evaluation_scale * len(evaluation_steps(setup))
 

@@ -80,7 +80,7 @@ def prepare(
     yield Phase("read")
     rows = read(data, task.fields, columns=columns)
     held = None if eval_data is None else read(eval_data, task.fields, columns=columns)
-    task, notes = _fitted(task, rows)
+    task, notes = _fitted(task, rows, tokenizer)
     for note in notes:
         yield Note(note)
     if held is None and config.eval_split > 0:
@@ -128,7 +128,7 @@ def _checked_length(config: FinetuneConfig, limit: int) -> int:
     return config.max_length or limit
 
 
-def _fitted(task: Task, rows: Dataset) -> tuple[Task, list[str]]:
+def _fitted(task: Task, rows: Dataset, tokenizer: Any) -> tuple[Task, list[str]]:
     """Settle the labels on the rows that are in order; the others are reported when rows are encoded."""
     good = (row for batch in rows.batches() for row in batch if task.problem(row) is None)
     first = next(good, None)
@@ -139,7 +139,7 @@ def _fitted(task: Task, rows: Dataset) -> tuple[Task, list[str]]:
         yield first
         yield from good
 
-    return task.fitted(again())
+    return task.fitted(again(), tokenizer)
 
 
 def _encoded(

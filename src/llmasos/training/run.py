@@ -228,8 +228,23 @@ def finetune(
     except BaseException:
         folder.discard()
         raise
+    job = _Job(folder, located, tokenizer, model, setup, prepared, notes, started)
     with atomic.full_disk(folder.output or folder.path):
-        return (yield from _train(folder, located, tokenizer, model, setup, prepared, notes, started))
+        return (yield from _train(job))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a training stands on once everything is ready."""
+
+    folder: RunFolder
+    located: Located
+    tokenizer: Any
+    model: Any
+    setup: Setup
+    prepared: Prepared
+    notes: list[str]
+    started: float
 
 
 def _noting(events: Generator[Event, None, Any], notes: list[str]) -> Generator[Event, None, Any]:
@@ -266,26 +281,21 @@ def ready(
     if config.dropout is not None:
         set_dropout(model, config.dropout)
     pad_id = tokenizer.pad_token_id or 0
-    architecture = find(model)[0] if config.speed == "auto" else None
+    output = prepared.task.output
+    architecture = find(model, output)[0] if config.speed == "auto" else None
     if architecture is not None:
         rows = np.argsort(prepared.train.lengths, kind="stable")
         spread = np.unique(np.linspace(0, 0.9 * (len(rows) - 1), min(4, len(rows))).astype(int))
-        batch = few(gather(prepared.train, rows[spread]))
-
-        def loss(logits: Any) -> Any:
-            import torch
-
-            return prepared.task.loss(logits, torch.from_numpy(batch.targets).to(device)) / len(batch)
-
-        proof = _proof.prove(model, architecture, batch, pad_id, loss)
+        batch = prepared.task.noised(gather(prepared.train, rows[spread]), np.random.default_rng(config.seed))
+        proof = _proof.prove(model, architecture, few(batch), pad_id, output, gradients=True)
         if not proof.holds:
-            notes.append(f"the packed forward differs from transformers' own (logits {proof.logits:.1e}, gradients "
-                         f"{proof.gradients:.1e}) and is not used")  # fmt: skip
+            notes.append(proof.why_not)
             architecture = None
     setup = Setup(
         task=prepared.task,
         train=prepared.train,
         evaluation=prepared.evaluation,
+        evaluation_rows=prepared.evaluation_rows,
         config=config,
         learning_rate=default_learning_rate(model) if config.learning_rate is None else config.learning_rate,
         metric=_metric(prepared, config),
@@ -302,10 +312,7 @@ def _metric(prepared: Prepared, config: FinetuneConfig) -> str:
     from ..core.errors import did_you_mean
 
     name = config.metric or prepared.task.default_metric
-    assert prepared.train.targets is not None
-    scorer = prepared.task.scorer()  # its names are known once it has scored a row
-    scorer.add(np.zeros((1, prepared.task.head_config()["num_labels"]), dtype=np.float32), prepared.train.targets[:1])
-    names = [known for known in scorer.values() if known not in _LOWER_IS_BETTER]
+    names = prepared.task.metric_names
     if name not in names:
         raise UsageError(
             f"metric={name!r} cannot pick the best model", hint=f"{did_you_mean(name, names)}one of {', '.join(names)}"
@@ -313,21 +320,10 @@ def _metric(prepared: Prepared, config: FinetuneConfig) -> str:
     return name
 
 
-_LOWER_IS_BETTER = ("ece", "hamming_loss")
-
-
-def _train(
-    folder: RunFolder,
-    located: Located,
-    tokenizer: Any,
-    model: Any,
-    setup: Setup,
-    prepared: Prepared,
-    notes: list[str],
-    started: float,
-) -> Generator[Event, None, tuple[Any, Task, Run]]:
+def _train(job: _Job) -> Generator[Event, None, tuple[Any, Task, Run]]:
     from .trainer import Progressed, interruptible, train
 
+    folder, model, setup, notes = job.folder, job.model, job.setup, job.notes
     state = Progressed()
 
     def keep() -> None:
@@ -352,7 +348,7 @@ def _train(
         folder.discard()
         raise error or TrainingError("no step was made", hint="epochs or max_steps is 0")
     with interruptible() as pressed:  # half a model helps nobody: Ctrl-C waits for the whole
-        run = _complete(folder, located, tokenizer, model, setup, prepared, notes, state, started)
+        run = _complete(job, state)
     if folder.output is not None:
         yield Saved(run.path)
     if isinstance(error, TrainingError):
@@ -374,18 +370,9 @@ class Interrupted(KeyboardInterrupt):
         self.kept = kept
 
 
-def _complete(
-    folder: RunFolder,
-    located: Located,
-    tokenizer: Any,
-    model: Any,
-    setup: Setup,
-    prepared: Prepared,
-    notes: list[str],
-    state: Progressed,
-    started: float,
-) -> Run:
+def _complete(job: _Job, state: Progressed) -> Run:
     """Take the best weights back, write the records and save the model."""
+    folder, model, prepared = job.folder, job.model, job.prepared
     if state.best_step and state.best_step < state.step:
         read_weights(model, folder.best)
     report = state.best_scorer.report() if state.best_scorer else None
@@ -394,18 +381,20 @@ def _complete(
         path=folder.output or folder.path,
         reason=state.reason,
         steps=state.step,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - job.started,
         metrics=metrics,
         report=report,
         ledger=prepared.ledgers["train"],
         best_step=state.best_step or state.step,
         output=folder.output,
-        notes=notes,
-        lineage=lineage(located, prepared),
+        notes=job.notes,
+        lineage=lineage(job.located, prepared),
     )
-    _write_record(folder, located, setup, prepared, notes, run.as_dict() | {"training_seconds": state.seconds})
+    _write_record(
+        folder, job.located, job.setup, prepared, job.notes, run.as_dict() | {"training_seconds": state.seconds}
+    )
     _draw(folder)
-    folder.finish(lambda path: save(path, model, tokenizer, setup.task, run.lineage, report, metrics))
+    folder.finish(lambda path: save(path, model, job.tokenizer, job.setup.task, run.lineage, report, metrics))
     return run
 
 

@@ -15,23 +15,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..architectures._proof import transformers_logits
-from ..architectures.base import Architecture, Dropout, pack
+from ..architectures._plain import transformers_outputs
+from ..architectures.base import Architecture, Dropout, Projected, pack
 from ..core.config import FinetuneConfig
 from ..core.errors import TrainingError
 from ..core.events import Evaluated, Event, Note, Phase, Progress, Step
 from ..data.augment import augmented_order
-from ..data.batching import Batch, epoch_order, gather, split
+from ..data.batching import Batch, encoded, epoch_order, gather, split
+from ..data.dataset import Dataset
 from ..data.encoding import Encoded
 from ..engines.torch import TorchEngine
 from ..evaluation import evaluate
-from ..metrics.base import Scorer
+from ..metrics.base import LOWER_IS_BETTER, Scorer
 from ..tasks.base import Task
 from .diagnosis import not_learning, overfitting
 from .optimizer import Parameters, schedule
@@ -45,6 +46,7 @@ class Setup:
     task: Task
     train: Encoded
     evaluation: Encoded | None
+    evaluation_rows: Dataset | None
     config: FinetuneConfig
     learning_rate: float
     metric: str
@@ -70,6 +72,10 @@ class Setup:
     def speed(self) -> str:
         """How evaluations run: as the training does."""
         return "auto" if self.architecture else "plain"
+
+    def engine(self, model: Any) -> TorchEngine:
+        """Return what runs the model for an evaluation."""
+        return TorchEngine(model, self.pad_id, output=self.task.output, precision=self.precision, speed=self.speed)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,8 +114,8 @@ class Stepper:
             setup.config,
             setup.learning_rate,
             architecture=setup.architecture,
-            dtype=setup.dtype if setup.architecture else torch.float32,
-            used=used_tokens(setup.train) if setup.architecture else None,
+            dtype=setup.dtype,
+            used=used_tokens(setup.train) if setup.architecture and not setup.architecture.autocast else None,
         )
         self.release, self.discard = self.parameters.release, self.parameters.clear
         self._forward = _forward(model, setup, self.parameters)
@@ -117,12 +123,9 @@ class Stepper:
     def compute(self, batch: Batch) -> tuple[float, float]:
         """Return the loss of the batch and the norm of its gradient."""
         task, loss = self.setup.task, 0.0
-        assert batch.targets is not None
-        weight = max(task.weight(batch.targets), 1e-12)
+        weight = max(task.weight(batch), 1e-12)
         for part in split(batch, self.setup.config.micro_batch_size or len(batch)):
-            assert part.targets is not None
-            targets = torch.from_numpy(part.targets).to(self.parameters.master.device)
-            part_loss = task.loss(self._forward(part), targets) / weight
+            part_loss = task.loss(self._forward(part), part) / weight
             part_loss.backward()  # type: ignore[no-untyped-call]
             self.parameters.absorb()
             loss += float(part_loss.detach())
@@ -157,7 +160,7 @@ def train(model: Any, setup: Setup, keep: Callable[[], None], state: Progressed)
     try:
         with interruptible() as interrupted:
             for step, rows in enumerate(_batches(setup)):
-                batch = _augmented(gather(setup.train, rows), setup, step)
+                batch = _seen(setup, rows, step)
                 loss, norm = stepper.compute(batch)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     stepper.discard()
@@ -196,42 +199,44 @@ def _batches(setup: Setup) -> Iterator[np.ndarray[Any, Any]]:
         epoch, left = epoch + 1, left - len(order)
 
 
-def _forward(model: Any, setup: Setup, parameters: Parameters) -> Callable[[Batch], torch.Tensor]:
-    """Return batch -> logits: the packed forward, or transformers' own under autocast."""
-    device = parameters.master.device
+def _forward(model: Any, setup: Setup, parameters: Parameters) -> Callable[[Batch], Any]:
+    """Return batch -> outputs: the packed forward, or transformers' own under autocast."""
+    device, output = parameters.master.device, setup.task.output
+    torch.manual_seed(setup.config.seed)  # dropout inside transformers' modules draws from the global generator
     if setup.architecture is not None:
         dropout = Dropout(setup.config.seed)
-        packed = setup.architecture.forward(model, parameters)
-        return lambda batch: packed(pack(batch, device), dropout)
-    model.train()
-    torch.manual_seed(setup.config.seed)  # dropout inside transformers' modules draws from the global generator
+        packed = setup.architecture.forward(model, parameters, output)
+        return lambda batch: packed(pack(batch, device, output), dropout)
 
-    def plain(batch: Batch) -> torch.Tensor:
+    def plain(batch: Batch) -> torch.Tensor | Projected:
         model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=setup.dtype == torch.bfloat16):
-            return transformers_logits(model, batch, setup.pad_id)
+            return transformers_outputs(model, batch, setup.pad_id, output)
 
     return plain
 
 
-def _augmented(batch: Batch, setup: Setup, step: int) -> Batch:
-    """Drop and swap tokens, if asked for, with a generator of the step's own."""
+def _seen(setup: Setup, rows: np.ndarray[Any, Any], step: int) -> Batch:
+    """Return the rows as this step sees them: noised by the task, with tokens dropped and swapped if asked for.
+
+    The noise is from a generator of the step's own.
+    """
+    batch = gather(setup.train, rows)
     rate = setup.config.augment
-    if rate == 0.0:
-        return batch
     rng = np.random.default_rng((setup.config.seed, 1 + step))
-    offsets = np.concatenate([[0], np.cumsum(batch.lengths)])
-    kept = [a + augmented_order(batch.ids[a:b], rate, setup.special_ids, rng) for a, b in itertools.pairwise(offsets)]
-    order = sorted(range(len(kept)), key=lambda i: -len(kept[i]))
-    places = np.concatenate([kept[i] for i in order])
-    assert batch.targets is not None
-    return Batch(
-        batch.ids[places],
-        None if batch.types is None else batch.types[places],
-        np.asarray([len(kept[i]) for i in order], dtype=np.int32),
-        batch.rows[order],
-        batch.targets[order],
-    )
+    if rate > 0.0:
+        whole = encoded(batch)
+        spans = itertools.pairwise(whole.offsets)
+        kept = [a + augmented_order(whole.ids[a:b], rate, setup.special_ids, rng) for a, b in spans]
+        places = np.concatenate(kept)
+        shorter = replace(
+            whole,
+            ids=whole.ids[places],
+            types=None if whole.types is None else whole.types[places],
+            offsets=np.concatenate([[0], np.cumsum([len(k) for k in kept], dtype=np.int64)]),
+        )
+        batch = replace(part := gather(shorter, np.arange(len(batch))), rows=batch.rows[part.rows])
+    return setup.task.noised(batch, rng)
 
 
 def evaluation_steps(setup: Setup) -> set[int]:
@@ -248,16 +253,15 @@ def _evaluate(
 ) -> Iterator[Event]:
     assert setup.evaluation is not None
     yield Phase("evaluate", len(setup.evaluation))
-    engine = TorchEngine(model, setup.pad_id, precision=setup.precision, speed=setup.speed)
     try:
-        loss, scorer = evaluate(engine, setup.task, setup.evaluation)
+        loss, scorer = evaluate(setup.engine(model), setup.task, setup.evaluation, setup.evaluation_rows)
     except TrainingError as error:
         state.broken = True
         error.message += f", after step {state.step}"
         raise
     yield Progress(len(setup.evaluation))
     metrics = scorer.values()
-    value = metrics[setup.metric]
+    value = metrics[setup.metric] * (-1 if setup.metric in LOWER_IS_BETTER else 1)
     # a tie goes to the lower loss: the same answers, given with better probabilities
     earlier = [event.loss for event in state.history if event.step == state.best_step]
     best = value > state.best or (value == state.best and bool(earlier) and loss < earlier[0])
