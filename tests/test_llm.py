@@ -22,9 +22,9 @@ import transformers
 from hub_server import Hub
 from llmasos import LLM, TextClassificationTask
 from llmasos.core import bundle, hardware
-from llmasos.core.config import PredictConfig
+from llmasos.core.config import EvaluateConfig
 from llmasos.engines import torch as torch_engine
-from llmasos.errors import DataError, HardwareError, UsageError
+from llmasos.errors import DataError, HardwareError, TruncatedWarning, UsageError
 from tiny import SPECIAL, tiny_tokenizer
 
 FAST = {"learning_rate": 5e-3, "progress": False}
@@ -89,14 +89,14 @@ def tuned(base, tmp_path_factory) -> SimpleNamespace:
 def batches(monkeypatch) -> list[tuple[list[int], np.ndarray]]:
     """What runs through the engine: the lengths of each batch's rows and the logits."""
     seen: list[tuple[list[int], np.ndarray]] = []
-    logits = torch_engine.TorchEngine.logits
+    outputs = torch_engine.TorchEngine.outputs
 
     def spied(self, batch):
-        out = logits(self, batch)
+        out = outputs(self, batch)
         seen.append((batch.lengths.tolist(), out))
         return out
 
-    monkeypatch.setattr(torch_engine.TorchEngine, "logits", spied)
+    monkeypatch.setattr(torch_engine.TorchEngine, "outputs", spied)
     return seen
 
 
@@ -570,6 +570,8 @@ def threads(ask, batches, _):
 
 def allow_dropped(ask, batches, _):
     if ask.verb == "predict":  # every text gets an answer there, or an error
+        with pytest.raises(UsageError, match="allow_dropped"):
+            ask(["good 1"], allow_dropped=0.5)
         return
     with pytest.raises(DataError, match="left out"):
         ask(["good 1", ""])
@@ -586,8 +588,18 @@ def test_each_option_of_prediction_and_evaluation_does_something(name, ask, batc
     OPTIONS[name](ask, batches, monkeypatch)
 
 
+def test_prediction_says_how_many_texts_it_cut(tuned):
+    texts, events = ["good 1", "good" * 9, "good" * 8], []
+    with pytest.warns(TruncatedWarning, match=r"2 texts were cut to 11 tokens \(50 tokens were not seen\).*row 2"):
+        tuned.llm.predict(texts, max_length=11)
+    with pytest.warns(TruncatedWarning, match="1 text was cut"):
+        tuned.llm.predict(texts[1], max_length=11)
+    tuned.llm.predict(texts, max_length=11, progress=events.append)
+    assert [event.level for event in events] == ["warning"]
+
+
 def test_no_option_of_prediction_is_without_its_test():
-    assert set(OPTIONS) == {field.name for field in dataclasses.fields(PredictConfig)}
+    assert set(OPTIONS) == {field.name for field in dataclasses.fields(EvaluateConfig)}
 
 
 def test_one_model_may_change_its_options_from_call_to_call(tuned):

@@ -10,6 +10,7 @@ from .core.errors import (
     ParityError,
     RemoteError,
     TrainingError,
+    TruncatedWarning,
     UsageError,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "ParityError",
     "RemoteError",
     "TrainingError",
+    "TruncatedWarning",
     "UsageError",
 ]

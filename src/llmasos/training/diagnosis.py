@@ -43,7 +43,8 @@ def overfitting(history: Sequence[Evaluated], train_losses: Sequence[float]) -> 
         f"the model overfits: since step {turn.step} (epoch {turn.epoch:.3g}) the training loss fell from "
         f"{train_losses[low]:.3g} to {train_losses[-1]:.3g}, but the validation loss rose from {turn.loss:.3g} to "
         f"{last.loss:.3g} and {name} got no better than {sign * max(values):.3g}. Stop earlier "
-        f"(epochs={turn.epoch:.3g} or patience=1), add training rows, or regularise: weight_decay=0.1, dropout=0.2, layer_decay=0.9, augment=0.1"
+        f"(epochs={turn.epoch:.3g} or patience=1), add training rows, or regularise: weight_decay=0.1, dropout=0.2, "
+        "layer_decay=0.9, augment=0.1"
     )
 
 
