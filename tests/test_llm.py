@@ -508,7 +508,7 @@ def ask(request, tuned):
     def call(texts, **options):
         llm = LLM.from_pretrained(tuned.folder)
         if request.param == "predict":
-            return llm.predict(texts, **options)
+            return llm.predict(texts, progress=lambda _: None, **options)
         return llm.evaluate([(text, "praise") for text in texts], **{"allow_truncated": 1.0, **options})
 
     call.verb = request.param
