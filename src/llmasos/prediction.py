@@ -6,7 +6,7 @@ constant, whatever the size of the source.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
@@ -15,7 +15,7 @@ from .core.errors import DataError
 from .data.encoding import flattened
 from .engines.base import Engine
 from .evaluation import computed, in_order
-from .tasks.base import Row, Task
+from .tasks.base import Problem, Row, Task
 
 BLOCK = 4096
 """Rows that are sorted by length together."""
@@ -62,8 +62,9 @@ def predict(
         block = list(islice(rows, size))
         if not block:
             return
-        _check(task, block, done)
+        _check({i: p for i, row in enumerate(block) if (p := task.problem(row, labelled=False))}, done)
         encoding = task.encode(block, tokenizer, max_length, labelled=False)
+        _check(encoding.problems or {}, done)
         _note(cut, encoding.truncated, done, max_length, allow_truncated)
         part = flattened(encoding, task.group)
         outputs = in_order(task, part, computed(engine, part, batch_size))
@@ -71,9 +72,10 @@ def predict(
         done += len(block)
 
 
-def _check(task: Task, block: list[Row], done: int) -> None:
-    problems = [(i, task.problem(row, labelled=False)) for i, row in enumerate(block)]
-    wrong = [f"row {done + i + 1}, field {p.field}: found {p.found}, expected {p.expected}" for i, p in problems if p]
+def _check(problems: Mapping[int, Problem], done: int) -> None:
+    wrong = [
+        f"row {done + i + 1}, field {p.field}: found {p.found}, expected {p.expected}" for i, p in problems.items()
+    ]
     if wrong:
         raise DataError("there are rows without usable content", problems=wrong, hint="fill or remove these rows")
 

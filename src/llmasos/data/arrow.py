@@ -204,7 +204,7 @@ class _Writer:
             return pa.array(
                 [self._number(v, field, start + i, chunk[i].line) for i, v in enumerate(values)], pa.float64()
             )
-        if kind_name == "json":
+        if kind_name in ("json", "content"):
             return pa.array([self._json(v, field, start + i, chunk[i].line) for i, v in enumerate(values)], pa.string())
         if self.layout.digits:
             values = [value or None for value in values]
@@ -265,7 +265,8 @@ class _Writer:
     def _json(self, value: Any, field: str, row: int, line: int | None) -> str | None:
         """Return JSON text; text from a file without structure (CSV) is taken for JSON if it is."""
         try:
-            return None if value is None else json.dumps(structure(value), ensure_ascii=False)
+            as_it_is = isinstance(value, str) and self.layout.kinds.get(field) == "content"
+            return None if value is None else json.dumps(value if as_it_is else structure(value), ensure_ascii=False)
         except (TypeError, ValueError):
             self._complain(value, "what JSON can say", field, row, line)
             return None

@@ -116,7 +116,7 @@ class Dataset:
         if picks is not None:
             values = [values[i] for i in picks]
         kind = self._stored.kinds.get(name)
-        if kind == "json":
+        if kind in ("json", "content"):
             values = [None if value is None else json.loads(value) for value in values]
         if self._stored.digits and kind == "label":
             values = [None if value is None else int(value) for value in values]
@@ -194,6 +194,8 @@ def _streamed(value: Any, kind: str) -> tuple[Any, str]:
         return value, "" if isinstance(value, str) else "a string"
     if kind == "number":
         return number(value), "" if number(value) is not None else "a number"
+    if kind == "content" and isinstance(value, str):
+        return value, ""
     try:
         return structure(value), "" if value is not None else "some content"
     except (TypeError, ValueError):

@@ -165,7 +165,7 @@ def usable_rows(dataset: Dataset, task: Task) -> Iterator[Row]:
     findings, start = _Findings(dataset), 0
     for rows in dataset.batches(_BATCH):
         found = [task.problem(row) for row in rows]
-        findings.note(found, start)
+        findings.note(found, range(start, start + len(rows)))
         start += len(rows)
         if not findings.wrong:
             yield from (row for row, problem in zip(rows, found) if problem is None)
@@ -182,9 +182,9 @@ class _Findings:
         self._dropped: Counter[str] = Counter()
         self._dropped_rows: list[str] = []
 
-    def note(self, found: Sequence[Problem | None], start: int) -> None:
-        """Enter what a task found in the rows from ``start`` on."""
-        for i, problem in enumerate(found):
+    def note(self, found: Sequence[Problem | None], at: Sequence[int] | NDArray[np.int64]) -> None:
+        """Enter what a task found in the rows at these places."""
+        for place, problem in zip(at, found, strict=True):
             if problem is None:
                 continue
             if problem.drop:
@@ -193,7 +193,7 @@ class _Findings:
                 self.wrong += 1
             listed = self._dropped_rows if problem.drop else self._wrong_rows
             if len(listed) < 10:
-                where = f"{self._dataset.where(start + i)}, field {problem.field}"
+                where = f"{self._dataset.where(int(place))}, field {problem.field}"
                 listed.append(f"{where}: found {problem.found}, expected {problem.expected}")
 
     def check_wrong(self) -> None:
@@ -239,13 +239,16 @@ class _Pass:
         """Check, encode and enter a batch of rows."""
         start, self.done = self.done, self.done + len(rows)
         found = [self._task.problem(row, labelled=self._labelled) for row in rows]
-        self.findings.note(found, start)
+        self.findings.note(found, range(start, self.done))
         if self.findings.wrong:
             return  # nothing will come of this pass: look only for more wrong rows
         kept = np.flatnonzero([problem is None for problem in found])
         cut = np.zeros(len(rows), dtype=np.int64)
         if len(kept):
-            cut[kept] = self._encode([rows[i] for i in kept], kept + start, arrays)
+            cut[kept], shown = self._encode([rows[i] for i in kept], kept + start, arrays)
+            self.findings.note([shown.get(i) for i in range(len(kept))], kept + start)
+            for i, problem in shown.items():
+                found[kept[i]] = problem
         if self._ledger is not None:
             self._ledger.add(
                 self._dataset.numbers(np.arange(start, self.done)),
@@ -255,14 +258,18 @@ class _Pass:
                 [None if problem is None else problem.found for problem in found],
             )
 
-    def _encode(self, rows: list[dict[str, Any]], at: NDArray[np.int64], arrays: _Arrays) -> list[int]:
-        """Append the arrays of good rows and return how many tokens were cut from each."""
+    def _encode(
+        self, rows: list[dict[str, Any]], at: NDArray[np.int64], arrays: _Arrays
+    ) -> tuple[list[int], dict[int, Problem]]:
+        """Append the arrays of good rows; return how many tokens were cut from each, and what else was found."""
         encoding = self._task.encode(rows, self._tokenizer, self._max_length, labelled=self._labelled)
         arrays.examples(encoding, at if encoding.rows is None else at[encoding.rows])
-        self._truncated += sum(cut > 0 for cut in encoding.truncated)
-        self._cut += sum(encoding.truncated)
-        self._longest = max(self._longest, self._max_length + max(encoding.truncated, default=0))
-        return encoding.truncated
+        problems = encoding.problems or {}
+        truncated = [0 if i in problems else cut for i, cut in enumerate(encoding.truncated)]
+        self._truncated += sum(cut > 0 for cut in truncated)
+        self._cut += sum(truncated)
+        self._longest = max(self._longest, self._max_length + max(truncated, default=0))
+        return truncated, problems
 
     def check(self, allow_truncated: float, allow_dropped: float) -> None:
         """Raise if rows were wrong, or more were cut or dropped than allowed."""

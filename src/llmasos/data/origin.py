@@ -133,8 +133,8 @@ def _items(name: str, source: Iterable[Any], fields: Sequence[Field], complain: 
 
 def _named(item: Any, fields: Sequence[Field]) -> dict[str, Any] | None:
     """Name the parts of a text, (text, label), (text, text_pair, label) or ((text, text_pair), label)."""
-    texts = [field.name for field in fields if field.kind == "text"]
-    labels = [field.name for field in fields if field.kind == "label"]
+    texts = [field.name for field in fields if field.kind in ("text", "content") and not field.is_answer]
+    labels = [field.name for field in fields if field.kind == "label" or field.is_answer]
     if isinstance(item, str):
         return {texts[0]: item}
     if not isinstance(item, tuple | list) or not item:

@@ -34,8 +34,9 @@ class Field:
     Args:
         name: the field's name in the task ("text", "label").
         aliases: column names under which data usually carries it, tried in this order.
-        kind: "text" (a string), "label" (strings, integers, or lists of these), "number", or "json" (anything
-            that JSON can say: lists of words, messages, answers with their places; in a CSV file, written as JSON).
+        kind: "text" (a string), "label" (strings, integers, or lists of these), "number", "json" (anything
+            that JSON can say: lists of words, messages, answers with their places; in a CSV file, written as JSON),
+            or "content" (a string, which stays one whatever it looks like, or lists and objects).
         answer: whether it is what a model shall learn to give, so that prediction does without it.
         required: whether a row without it is an error. Labels are not required for prediction.
         doc: one line for error messages and ``--help``.
@@ -70,6 +71,7 @@ class Encoding(NamedTuple):
     lengths, or None where the tokenizer has none. ``truncated``: tokens cut from each row. ``targets``: one
     entry or line per example, or one array per sequence; None without labels. ``rows``: for each example the
     place of its row, rising, where a row may give several (windows over a long text) or none; None for one each.
+    ``problems``: what only a tokenizer shows to be wrong, by the place of the row, which then gives no example.
     """
 
     ids: list[NDArray[np.int32]]
@@ -77,6 +79,7 @@ class Encoding(NamedTuple):
     truncated: list[int]
     targets: NDArray[Any] | list[NDArray[Any]] | None = None
     rows: list[int] | None = None
+    problems: dict[int, Problem] | None = None
 
 
 class Task(ABC):
