@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from .core.errors import LLMasOSError
     from .llm import LLM
     from .tasks.text_classification import TextClassificationTask
+    from .tasks.token_classification import TokenClassificationTask
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "LLMasOSError", "TextClassificationTask", "__version__"]
+__all__ = ["LLM", "LLMasOSError", "TextClassificationTask", "TokenClassificationTask", "__version__"]
 
 _HOMES = {
     "LLM": ".llm",
     "LLMasOSError": ".core.errors",
     "TextClassificationTask": ".tasks.text_classification",
+    "TokenClassificationTask": ".tasks.token_classification",
 }
 
 
