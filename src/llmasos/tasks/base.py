@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -82,6 +82,32 @@ class Encoding(NamedTuple):
     problems: dict[int, Problem] | None = None
 
 
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote.
+
+    Args:
+        text: without special tokens, and without the stop string that ended it.
+        tokens: the ids, in order; an end-of-sequence id is not among them.
+        finish_reason: "stop" (the model ended, or a stop string came), "length" (no room or ``max_new_tokens``
+            reached), or "schema" (the JSON is complete).
+        prompt_tokens: how many tokens the model read first.
+        logprobs: of each token, the natural logarithm of its probability under the model itself; None unless
+            asked for.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    logprobs: list[float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON types."""
+        content = asdict(self)
+        return content if self.logprobs is not None else {k: v for k, v in content.items() if k != "logprobs"}
+
+
 class Task(ABC):
     """One of the things that a model can be tuned for. Immutable; ``fitted`` returns a new one."""
 
@@ -89,18 +115,38 @@ class Task(ABC):
     """The Hub's name of the task, as in ``--task``."""
     auto_class: ClassVar[str]
     """The transformers Auto class that gives the model its head."""
-    default_metric: ClassVar[str]
-    """Name of the metric that picks the best model; larger is better, unless it is ``loss`` or ``perplexity``."""
     output: ClassVar[str] = "row"
     """What the model gives: "row" (logits of each sequence), "token" (logits of each token), "embedding" (one
     vector a sequence: the mean over its tokens), "vocabulary" (logits over the vocabulary where the targets,
     one for each token, are not ``IGNORED``)."""
-    group: ClassVar[int] = 1
-    """Sequences of one training example: 2 for pairs that are embedded apart."""
-    joint: ClassVar[bool] = False
-    """Whether the loss of a row depends on the rows beside it (in-batch negatives)."""
     scores_rows: ClassVar[bool] = False
     """Whether ``score`` reads the rows themselves and not only their targets."""
+    needs_reference: ClassVar[bool] = False
+    """Whether loss and scores compare with what the model gave before its training (``reference``)."""
+
+    @property
+    @abstractmethod
+    def default_metric(self) -> str:
+        """Name of the metric that picks the best model; larger is better, unless ``metrics/base.py`` says lower.
+
+        A class variable, unless it depends on what is settled; so are ``group`` and ``joint``.
+        """
+
+    @property
+    def group(self) -> int:
+        """Sequences of one training example: 2 for pairs that are embedded apart."""
+        return 1
+
+    @property
+    def joint(self) -> bool:
+        """Whether the loss of a row depends on the rows beside it (in-batch negatives)."""
+        return False
+
+    generates: ClassVar[bool] = False
+    """Whether predictions are texts that the model writes: from ``prompt``, read by ``answer``, while ``encode``
+    and ``loss`` train it; ``decode`` is not used then."""
+    scores_answers: ClassVar[bool] = False
+    """Whether an evaluation also writes an answer to every row and feeds the scorer by ``score_answers``."""
 
     @property
     @abstractmethod
@@ -177,9 +223,46 @@ class Task(ABC):
         assert part.targets is not None
         scorer.add(outputs, part.targets)
 
+    def reference(self, outputs: Any, part: Encoded) -> NDArray[np.float32]:
+        """Return what to keep of the untrained model's outputs (as for ``score``), (examples, ...)."""
+        raise NotImplementedError(f"{self.tag} compares with no reference")
+
     @abstractmethod
     def decode(self, outputs: Any, encoding: Encoding, rows: Sequence[Row]) -> list[Any]:
         """Turn outputs (as for ``score``) of encoded rows into typed predictions, one a row."""
+
+    def extra_files(self, config: Any) -> dict[str, Any]:
+        """Return JSON files, name -> content, by which other libraries open the saved model for this task.
+
+        ``config`` is the transformers model's own.
+        """
+        del config
+        return {}
+
+    def prompt(self, row: Row, tokenizer: Any) -> list[int]:
+        """Return the tokens from which the model writes its answer to a row (an encoder's input, special ids included).
+
+        Only tasks that ``generates`` have one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} writes no text")
+
+    def generation(self, tokenizer: Any) -> dict[str, Any]:
+        """Return what the task settles about its answers: fields of ``GenerateConfig``, and ``first_token``.
+
+        ``first_token`` is the id that the answer must begin with, as the language of a multilingual translator.
+        What the user asks for goes before it.
+        """
+        del tokenizer
+        return {}
+
+    def answer(self, row: Row, generation: Generation) -> Any:
+        """Turn what the model wrote for a row into a typed prediction."""
+        del row
+        return generation
+
+    def score_answers(self, scorer: Scorer, answers: Sequence[Any], rows: Sequence[Row]) -> None:
+        """Feed a scorer with predictions, as ``answer`` gave them, and the labelled rows that they answer."""
+        raise NotImplementedError(f"{type(self).__name__} scores no written answers")
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
