@@ -11,15 +11,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .core.errors import LLMasOSError
     from .llm import LLM
+    from .tasks.question_answering import QuestionAnsweringTask
     from .tasks.text_classification import TextClassificationTask
     from .tasks.token_classification import TokenClassificationTask
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "LLMasOSError", "TextClassificationTask", "TokenClassificationTask", "__version__"]
+__all__ = [
+    "LLM",
+    "LLMasOSError",
+    "QuestionAnsweringTask",
+    "TextClassificationTask",
+    "TokenClassificationTask",
+    "__version__",
+]
 
 _HOMES = {
     "LLM": ".llm",
     "LLMasOSError": ".core.errors",
+    "QuestionAnsweringTask": ".tasks.question_answering",
     "TextClassificationTask": ".tasks.text_classification",
     "TokenClassificationTask": ".tasks.token_classification",
 }
