@@ -12,12 +12,14 @@ from .core import bundle, plugins
 from .core.config import Config, EvaluateConfig, FinetuneConfig, PredictConfig, read_recipe
 from .core.errors import BundleError, NotFittedError, TrainingError, TruncatedWarning, UsageError
 from .core.events import Event
+from .data.files import FORMATS
 from .tasks.base import Task
 
 if TYPE_CHECKING:
     from .engines.torch import TorchEngine
     from .metrics.base import Report
     from .sources.base import Located
+    from .training.merging import Merge
     from .training.plan import Plan
     from .training.run import Run
 
@@ -45,12 +47,14 @@ class LLM:
         self._metrics: dict[str, float] = dict(self._manifest.get("metrics", {}))
         self._tokenizer: Any = None
         self._model: Any = None
+        self._tuned = False
         self._engines: dict[tuple[str, ...], TorchEngine] = {}
 
     @classmethod
     def from_pretrained(
-        cls, ref: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
-    ) -> Self:
+        cls, ref: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None,
+        base: str | Path | None = None,
+    ) -> Self:  # fmt: skip
         """Find a model and check it; weights are read when they are first needed.
 
         Args:
@@ -58,6 +62,7 @@ class LLM:
                 carries a model.
             revision: branch, tag or commit on the Hub.
             cache_dir: where downloads go; the Hub's usual cache if not given.
+            base: for an adapter, where its base model is, if no longer where it was.
 
         Raises:
             UsageError: there is no such model.
@@ -66,7 +71,10 @@ class LLM:
         """
         from .sources.base import locate
 
-        return cls(locate(ref, revision=revision, cache_dir=cache_dir))
+        located = locate(ref, revision=revision, cache_dir=cache_dir)
+        if base is not None and not bundle.is_adapter(located.path):
+            raise UsageError(f"base={str(base)!r}, but {ref} is no adapter", hint="leave base out")
+        return cls(located._replace(base=base))
 
     @property
     def ref(self) -> str:
@@ -89,7 +97,7 @@ class LLM:
             from .loading import load_model
 
             task = self._fitted()
-            self._model = load_model(self.located.path, task, known=task, complete=True).model
+            self._model = load_model(self.located.path, task, known=task, complete=True, base=self.located.base).model
         return self._model
 
     def plan(
@@ -155,7 +163,8 @@ class LLM:
         config_ = _options(FinetuneConfig, config, options)
         events = finetune(
             self.located, self.tokenizer, self.task, task, data, eval_data,
-            columns=columns, output=output, overwrite=overwrite, config=config_, model=self._reusable(task),
+            columns=columns, output=output, overwrite=overwrite, config=config_,
+            model=self._reusable(task) if self._tuned or config_.adapter == "none" else None,
         )  # fmt: skip
         self._engines.clear()
         try:
@@ -193,8 +202,8 @@ class LLM:
             DataError: a row has no usable text.
         """
         config = _options(PredictConfig, None, options)
-        self._fitted()
-        if (isinstance(data, str) and not _is_file(data)) or _is_row(data):
+        task = self._fitted()
+        if (isinstance(data, str) and not _is_file(data)) or _is_row(data, task, columns):
             (answer,) = self._predictions([data], columns, config, progress)
             return answer
         answers = self._predictions(data, columns, config, progress)
@@ -215,6 +224,31 @@ class LLM:
         """
         return _followed(self._evaluation(data, columns, _options(EvaluateConfig, None, options)), progress)  # type: ignore[no-any-return]
 
+    def merge(self, data: Any = None, *, columns: Mapping[str, str] | None = None, tolerance: float = 0.0) -> Merge:
+        """Fold the adapter into its base: from here on this is a plain model, and saves as one.
+
+        Args:
+            data: labelled rows on which the metric is compared; without them only outputs are.
+            columns: task field -> column, where names are not found by themselves.
+            tolerance: how much of the metric may be lost.
+
+        Returns:
+            The largest change of an output, and the metric before and after.
+
+        Raises:
+            UsageError: the model has no adapter.
+            ParityError: the plain model loses more; the adapter stays as it is.
+        """
+        from .training.merging import merge
+
+        task, length = self._fitted(), self._max_length(PredictConfig())
+        merged = merge(self.model, task, self.tokenizer, length, data, columns=columns, tolerance=tolerance)
+        self._engines.clear()
+        self._model, self._tuned = merged.model, True
+        if merged.report is not None:
+            self._report, self._metrics = merged.report, {k: v.value for k, v in merged.report.metrics.items()}
+        return merged.merge
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a standard Hugging Face folder with ``llmasos.json``; a crash leaves the old folder or the new."""
         from .saving import save
@@ -230,6 +264,7 @@ class LLM:
 
     def _adopt(self, model: Any, task: Task, run: Run) -> None:
         self._model, self.task, self._report, self._metrics = model, task, run.report, run.metrics
+        self._tuned = True
         self._origin = run.lineage
 
     def _fitted(self) -> Task:
@@ -351,12 +386,19 @@ def _is_file(text: str) -> bool:
     return name and (Path(text).is_file() or not any(c.isspace() for c in text))
 
 
-def _is_row(data: Any) -> bool:
-    """Say whether this is one row, field -> text, rather than a table, column -> values."""
-    return isinstance(data, Mapping) and bool(data) and all(isinstance(value, str) for value in data.values())
+def _is_row(data: Any, task: Task, columns: Mapping[str, str] | None) -> bool:
+    """Say whether this is one row, field -> content, rather than a table, column -> values."""
+    if not isinstance(data, Mapping) or not data:
+        return False
+    if all(isinstance(value, str) for value in data.values()):
+        return True
+    from .data.columns import choose
+
+    names = choose("<dict>", list(map(str, data)), task.fields, columns, labelled=False)
+    return task.problem({field: data[column] for field, column in names.items()}, labelled=False) is None
 
 
-_DATA_FILES = tuple(s + z for s in (".jsonl", ".json", ".csv", ".tsv", ".parquet") for z in ("", ".gz"))
+_DATA_FILES = tuple(f".{kind}{packed}" for kind in FORMATS for packed in ("", ".gz"))
 
 
 def _followed(events: Generator[Event, None, Any], progress: bool | Listener) -> Any:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .architectures._adapters import Adapter, attach, load
 from .core import bundle
 from .core.errors import BundleError, UsageError
 from .tasks.base import Task
@@ -22,6 +23,8 @@ class Loaded(NamedTuple):
 
     model: Any
     notes: list[str]
+    fresh: tuple[str, ...] = ()
+    """Names of the modules that were drawn anew."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -63,10 +66,17 @@ def load_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     with quiet(), _explained(folder, "config.json"):
+        if bundle.is_adapter(folder):
+            Adapter.read(folder)
+            content: dict[str, Any] = (bundle.read_manifest(folder) or {})["adapter"]["config"]
+            return AutoConfig.for_model(**content)
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def load_model(folder: Path, task: Task, *, seed: int = 0, known: Task | None = None, complete: bool = False) -> Loaded:
+def load_model(
+    folder: Path, task: Task, *, seed: int = 0, known: Task | None = None, complete: bool = False,
+    base: str | Path | None = None, **options: Any,
+) -> Loaded:  # fmt: skip
     """Open the weights with the task's head; a head that the folder lacks is drawn from ``seed``.
 
     Args:
@@ -75,14 +85,29 @@ def load_model(folder: Path, task: Task, *, seed: int = 0, known: Task | None = 
         seed: what a new head is drawn from.
         known: the task that the folder was saved with; its head is kept only if the labels agree.
         complete: the folder must hold the head: a model that answers is meant, not one to train.
+        base: for an adapter, where its base model is, if no longer where it was.
+        **options: for transformers' ``from_pretrained``.
 
     Raises:
         BundleError: weights are missing or of another shape below the head, or cannot be read.
     """
+    bundle.check_folder(folder)
+    if bundle.is_adapter(folder):
+        model, fresh = _adapted(folder, task, seed, known, base)
+    else:
+        model, fresh = _opened(folder, task, seed, known, options)
+    if complete and fresh:
+        raise BundleError(
+            f"{folder} lacks the weights of its head: {', '.join(fresh)}", hint="fetch it again, or finetune it"
+        )
+    notes = [f"new weights for {', '.join(fresh)}: they learn from your data"] if fresh else []
+    return Loaded(model, notes, tuple(fresh))
+
+
+def _opened(folder: Path, task: Task, seed: int, known: Task | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
     import torch
     import transformers
 
-    bundle.check_folder(folder)
     auto = getattr(transformers, task.auto_class)
     with quiet(), _explained(folder, "weights"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -95,23 +120,75 @@ def load_model(folder: Path, task: Task, *, seed: int = 0, known: Task | None = 
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **task.head_config(),
+            **options,
         )
         fresh = _new_keys(model, info, folder)
         if known is not None and not fresh and known.head_config() != task.head_config():
             fresh = _draw_head(model)
-    if complete and fresh:
+    return model, fresh
+
+
+def _adapted(folder: Path, task: Task, seed: int, known: Task | None, base: str | Path | None) -> tuple[Any, list[str]]:
+    """Open an adapter's base, after making sure that it is the one, and put the adapter on it."""
+    import torch
+
+    adapter = Adapter.read(folder)
+    model, fresh = _opened(_base_of(folder, adapter, base), task, seed, None, {})
+    grow(model, getattr(load_config(folder), "vocab_size", 0), seed)
+    same = known is None or known.head_config() == task.head_config()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        attach(model, adapter)
+        load(model, folder, heads=same)
+        if not same:
+            return model, _draw_head(model)
+    heads = tuple(f"{name}." for name in adapter.heads)
+    return model, [name for name in fresh if not f"{name}.".startswith(heads)]
+
+
+def _base_of(folder: Path, adapter: Adapter, base: str | Path | None) -> Path:
+    """Find the base model of an adapter, and compare its weights with those that the adapter was trained on."""
+    from .sources.base import locate
+
+    ref = adapter.base["ref"] if base is None else base
+    try:
+        place = locate(ref, revision=adapter.base.get("revision") if base is None else None).path
+    except UsageError as error:
         raise BundleError(
-            f"{folder} lacks the weights of its head: {', '.join(fresh)}", hint="fetch it again, or finetune it"
+            f"the adapter in {folder} needs its base model {ref}: {error.message}",
+            hint="base=... (--base) says where it is now",
+        ) from error
+    if bundle.is_adapter(place) or weight_hashes(place) != adapter.base["files"]:
+        raise BundleError(
+            f"the adapter in {folder} was trained on other weights than those of {ref} (their sha256 differs)",
+            hint=f"base=... (--base) takes the unchanged {adapter.base['ref']}",
         )
-    notes = [f"new weights for {', '.join(fresh)}: they learn from your data"] if fresh else []
-    return Loaded(model, notes)
+    return place
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each weight file of a model."""
+    return {name: bundle.digest(folder / name) for name in bundle.weight_files(folder)}
+
+
+def grow(model: Any, size: int, seed: int) -> int:
+    """Give the vocabulary at least ``size`` rows, new ones drawn from ``seed``; return how many are new."""
+    import torch
+
+    missing: int = size - model.get_input_embeddings().num_embeddings
+    if missing > 0:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.resize_token_embeddings(size)
+    return max(0, missing)
 
 
 def _new_keys(model: Any, info: dict[str, Any], folder: Path) -> list[str]:
     """Return the modules that were not in the folder; refuse those that must have been."""
     mismatched = {str(key[0] if isinstance(key, tuple | list) else key) for key in info["mismatched_keys"]}
     missing = set(info["missing_keys"]) | mismatched
-    below = model.base_model_prefix + "."
+    headless = model.base_model is model  # a pooler, if it has one, is not what a task reads
+    below = "" if headless else model.base_model_prefix + "."
     broken = sorted(key for key in missing if key.startswith(below) and not key.startswith(below + "pooler."))
     extra = sorted(key for key in info["unexpected_keys"] if "encoder.layer." in key)
     if extra:
@@ -125,7 +202,7 @@ def _new_keys(model: Any, info: dict[str, Any], folder: Path) -> list[str]:
             + (f" and {len(broken) - 5} more" if len(broken) > 5 else ""),
             hint="the file is incomplete or belongs to another architecture: fetch it again",
         )
-    return sorted({key.rsplit(".", 1)[0] for key in missing})
+    return [] if headless else sorted({key.rsplit(".", 1)[0] for key in missing})
 
 
 def _draw_head(model: Any) -> list[str]:
@@ -133,7 +210,9 @@ def _draw_head(model: Any) -> list[str]:
     import torch
 
     spread = getattr(model.config, "initializer_range", 0.02)
-    drawn = []
+    drawn: list[str] = []
+    if model.base_model is model:  # all of it is below a head
+        return drawn
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and not name.startswith(model.base_model_prefix + "."):
             torch.nn.init.normal_(module.weight, std=spread)
@@ -150,7 +229,9 @@ def set_dropout(model: Any, probability: float) -> None:
     for name in _DROPOUTS:
         if getattr(model.config, name, None) is not None:
             setattr(model.config, name, probability)
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if ".lora_dropout." in name:  # has its own option
+            continue
         if isinstance(module, torch.nn.Dropout):
             module.p = probability
         elif isinstance(getattr(module, "attention_dropout", None), float):

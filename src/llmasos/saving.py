@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .architectures._adapters import attached, described, load, write
 from .core import bundle
 from .loading import quiet
 from .metrics.base import Report
@@ -24,7 +25,11 @@ def save(
 ) -> None:  # fmt: skip
     """Write a complete model folder into an existing folder: Hugging Face files, then ``llmasos.json``."""
     write_weights(model, path)
+    adapter = attached(model)
     tokenizer.save_pretrained(path)
+    for name, content in task.extra_files(model.config).items():
+        (path / name).parent.mkdir(exist_ok=True)
+        bundle.write_json(path / name, content)
     bundle.write_manifest(
         path,
         {
@@ -33,6 +38,7 @@ def save(
             "tokenizer": tokenizer_contract(path, tokenizer),
             "metrics": dict(metrics),
             "report": None if report is None else report.as_dict(),
+            **({} if adapter is None else {"adapter": described(adapter, model.config)}),
             **origin,
         },
     )
@@ -56,6 +62,10 @@ def tokenizer_contract(path: Path, tokenizer: Any) -> dict[str, Any]:
 
 def write_weights(model: Any, path: Path, *, shared: bool = False) -> None:
     """Write the weights; ``shared`` while the trainer keeps all parameters as views into one array."""
+    if attached(model) is not None:
+        write(model, path)
+        shutil.copymode(path / bundle.ADAPTER_CONFIG, path / bundle.ADAPTER)
+        return
     copies = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()} if shared else None
     with quiet():
         model.save_pretrained(path, state_dict=copies)
@@ -67,6 +77,9 @@ def read_weights(model: Any, path: Path) -> None:
     """Read the weights that ``write_weights`` wrote back into the same model."""
     from safetensors.torch import load_file
 
+    if attached(model) is not None:
+        load(model, path)
+        return
     state: dict[str, Any] = {}
     for file in bundle.weight_files(path):
         state |= load_file(path / file)

@@ -49,6 +49,8 @@ class _BertFamily:
             return f"{config.position_embedding_type} positions"
         if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
             return "a decoder"
+        if any(hasattr(module, "base_layer") for module in model.modules()):
+            return "there is an adapter on its layers"
         for layer in _layers(model):
             parts = (layer.query, layer.key, layer.value)
             if any(len({getattr(part, name).requires_grad for part in parts}) > 1 for name in ("weight", "bias")):

@@ -23,6 +23,7 @@ VERBS = {
     "finetune": "Tune a pretrained model on your data and save it.",
     "evaluate": "Score a saved model on labelled data.",
     "predict": "Get a saved model's answers for texts.",
+    "merge": "Fold an adapter into its base model, and prove it.",
 }
 """The verbs, in the order of ``--help``; ``cli/<verb>.py`` holds its ``run`` and its ``EXAMPLES``."""
 

@@ -19,9 +19,9 @@ from . import atomic
 from .atomic import recover, write_json, write_text
 from .errors import BundleError
 
-__all__ = ["FORMAT", "MANIFEST", "check_folder", "check_remote_code", "digest", "inside", "is_bundle",
-           "read_manifest", "recover", "verify", "weight_files", "write_folder", "write_json",
-           "write_manifest", "write_text"]  # fmt: skip
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "FORMAT", "MANIFEST", "check_folder", "check_remote_code", "digest",
+           "inside", "is_adapter", "is_bundle", "read_manifest", "recover", "verify", "weight_files",
+           "write_folder", "write_json", "write_manifest", "write_text"]  # fmt: skip
 
 FORMAT = 1
 MANIFEST = "llmasos.json"
@@ -30,6 +30,8 @@ RUN = "run"
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 OTHERS = (".h5", ".keras", ".msgpack", ".onnx", ".gguf", ".tflite", ".npz", ".safetensors")
 _LARGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
@@ -47,7 +49,12 @@ def write_folder(target: str | Path, fill: Callable[[Path], None], *, overwrite:
 
 def is_bundle(folder: Path) -> bool:
     """Say whether a folder looks like a model (or the beginning of one), not like a home folder."""
-    return any((folder / name).exists() for name in (MANIFEST, "config.json", f"{RUN}/run.json"))
+    return any((folder / name).exists() for name in (MANIFEST, "config.json", ADAPTER_CONFIG, f"{RUN}/run.json"))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder holds an adapter alone, whose base model lies elsewhere."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
@@ -112,7 +119,7 @@ def check_folder(folder: str | Path, *, weights: bool = True) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder", hint="give a folder with config.json and safetensors weights")
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not is_adapter(folder):
         raise BundleError(
             f"{folder} is not a model: it has no config.json", hint="give the folder that holds config.json"
         )
@@ -156,6 +163,8 @@ def weight_files(folder: Path, *, listed: Collection[str] | None = None, called:
     names = set(_model_files(folder) if listed is None else listed)
     if WEIGHTS in names:
         return [WEIGHTS]
+    if ADAPTER in names and "config.json" not in names:
+        return [ADAPTER]
     if INDEX not in names:
         raise _no_weights(called or str(folder), sorted(names))
     shards = _shards(folder / INDEX)

@@ -96,8 +96,42 @@ class FinetuneConfig(Config):
         choices=("auto", "plain"),
     )
     device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
+    adapter: str = option(
+        "none",
+        "train all weights (none), or a small adapter on frozen ones: lora, or dora, which learns lengths apart",
+        choices=("none", "lora", "dora"),
+    )
+    adapter_rank: int | None = option(None, "rank of the adapter; 8 if not given", least=1)
+    adapter_alpha: float | None = option(
+        None, "scale of the adapter, as alpha / rank; 2 x rank if not given", least=0.01
+    )
+    adapter_dropout: float | None = option(
+        None, "dropout before the adapter, in training; 0 if not given", least=0.0, most=0.9
+    )
+    adapter_targets: str | None = option(
+        None,
+        "modules that get an adapter: all-linear, or names with commas; by the architecture if not given",
+    )
+    base_precision: str = option(
+        "float32",
+        "number format of the frozen weights under an adapter; 4bit needs a CUDA GPU",
+        choices=("float32", "4bit"),
+    )
     seed: int = option(0, "the one seed of the run", least=0)
     threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter == "none":
+            names = ("adapter_rank", "adapter_alpha", "adapter_dropout", "adapter_targets")
+            given = [name for name in names if getattr(self, name) is not None]
+            if self.base_precision != "float32":
+                given.append("base_precision")
+            if given:
+                raise UsageError(
+                    f"{given[0]}={getattr(self, given[0])!r} does nothing without an adapter",
+                    hint="adapter=lora or adapter=dora, or leave it out",
+                )
 
 
 @dataclass(frozen=True)

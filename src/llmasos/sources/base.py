@@ -18,13 +18,14 @@ class Located(NamedTuple):
     """A model's folder on this machine.
 
     ``ref`` is the reference as given; ``revision`` the exact version, where the source has versions;
-    ``source`` the source's name.
+    ``source`` the source's name; ``base``, for an adapter, where its base model is, if no longer where it was.
     """
 
     path: Path
     ref: str
     revision: str | None
     source: str
+    base: str | Path | None = None
 
 
 class Source(Protocol):

@@ -107,7 +107,7 @@ class _Snapshot:
 
     def _fill(self, weights: bool, files: Mapping[str, RepoFile]) -> None:
         names = [name for name in files if _SMALL.fullmatch(name)]
-        if "config.json" not in names:
+        if not {"config.json", "adapter_config.json"} & set(names):
             raise BundleError(
                 f"{self._ref} is not a model: it has no config.json", hint="check the name and the revision"
             )

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,7 @@ from .. import __version__
 from ..core import atomic, bundle, hardware
 from ..core.config import FinetuneConfig, home
 from ..core.errors import TrainingError, UsageError
-from ..core.events import Evaluated, Event, Finished, Note, Phase, Saved, Step
+from ..core.events import Evaluated, Event, Finished, Note, Phase, Progress, Saved, Step
 from ..loading import longest_input
 from ..metrics.base import Report
 from ..saving import read_weights, save, write_weights
@@ -224,6 +224,7 @@ def finetune(
         for note in said:
             notes.append(note)
             yield Note(note)
+        setup = yield from referenced(model, setup)
         _write_record(folder, located, setup, prepared, notes, {})
     except BaseException:
         folder.discard()
@@ -268,6 +269,7 @@ def ready(
     from ..data.batching import gather
     from ..engines.base import few
     from ..loading import load_model, set_dropout
+    from . import adapters
     from .trainer import Setup
 
     device = hardware.pick_device(config.device)
@@ -275,8 +277,14 @@ def ready(
     notes: list[str] = []
     if model is not None and known is not None and known.head_config() != prepared.task.head_config():
         model = None  # other labels, as the data shows: they begin from the folder again, with a new head
+    adapters.refuse_unsaved(model, config)
+    fresh: tuple[str, ...] = ()
     if model is None:
-        model, notes = load_model(located.path, prepared.task, seed=config.seed, known=known)
+        options = adapters.loading_options(config, device)
+        model, notes, fresh = load_model(
+            located.path, prepared.task, seed=config.seed, known=known, base=located.base, **options
+        )
+    notes += adapters.fit(model, located, tokenizer, prepared.task, config, fresh)
     model.to(device)
     if config.dropout is not None:
         set_dropout(model, config.dropout)
@@ -297,7 +305,9 @@ def ready(
         evaluation=prepared.evaluation,
         evaluation_rows=prepared.evaluation_rows,
         config=config,
-        learning_rate=default_learning_rate(model) if config.learning_rate is None else config.learning_rate,
+        learning_rate=default_learning_rate(model) * (1.0 if config.adapter == "none" else adapters.RATE)
+        if config.learning_rate is None
+        else config.learning_rate,
         metric=_metric(prepared, config),
         precision=precision,
         architecture=architecture,
@@ -306,6 +316,21 @@ def ready(
         describe=prepared.describe,
     )
     return model, setup, notes
+
+
+def referenced(model: Any, setup: Setup) -> Generator[Event, None, Setup]:
+    """Let the untrained model answer once for every example, where the task compares with it."""
+    from ..evaluation import referenced
+
+    if not setup.task.needs_reference:
+        return setup
+    engine = setup.engine(model)
+    yield Phase("reference", len(setup.train) + len(setup.evaluation or ()))
+    train = referenced(engine, setup.task, setup.train)
+    yield Progress(len(train))
+    evaluation = None if setup.evaluation is None else referenced(engine, setup.task, setup.evaluation)
+    yield Progress(len(train) + len(evaluation or ()))
+    return replace(setup, train=train, evaluation=evaluation)
 
 
 def _metric(prepared: Prepared, config: FinetuneConfig) -> str:
