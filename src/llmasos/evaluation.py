@@ -7,6 +7,7 @@ that a task can join what belongs to one row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,15 @@ def evaluate(
     return total / max(weight, 1e-12), scorer
 
 
+def referenced(engine: Engine, task: Task, data: Encoded, *, batch_size: int = 64) -> Encoded:
+    """Return the examples together with what the engine's model, as it is now, gives for them."""
+    parts = []
+    for start, stop in blocks(data):
+        part = data.part(start, stop)
+        parts.append(task.reference(in_order(task, part, computed(engine, part, batch_size)), part))
+    return replace(data, reference=np.concatenate(parts))
+
+
 def blocks(data: Encoded) -> Iterator[tuple[int, int]]:
     """Cut examples into blocks; those of one row stay together."""
     start = 0
@@ -110,6 +120,8 @@ def _split(task: Task, out: Any, batch: Batch) -> Any:
         return np.split(out, batch.offsets[1:-1])
     if task.output == "vocabulary":
         assert batch.targets is not None
-        asked = np.concatenate([[0], np.cumsum(batch.targets != IGNORED)])[batch.offsets]
+        assert batch.target_lengths is not None
+        ends = np.concatenate([[0], np.cumsum(batch.target_lengths, dtype=np.int64)])
+        asked = np.concatenate([[0], np.cumsum(batch.targets != IGNORED)])[ends]
         return np.split(out, asked[1:-1])
     return out
