@@ -45,7 +45,7 @@ class Group(NamedTuple):
 class Pack:
     """Rows end to end: ids (places,), token types, positions in the row, and the attention groups.
 
-    ``tokens`` places hold a token; those behind them fill up to a multiple of ``GRAIN``, belong to no row
+    ``tokens`` places hold a token; those behind them make its size a round one (``GRAIN``), belong to no row
     and are read by nobody. ``first`` is the place of each row's first token, (rows,); ``read`` are the places
     that are supervised, for a task of output "vocabulary".
     """
@@ -76,7 +76,8 @@ class Projected(NamedTuple):
 
 GRAIN = 32
 """Matrix products are compiled for their shape (2 to 3 ms each on a CPU with AMX, four times the product itself),
-so the shapes of steps must recur: packs are filled up to a multiple of this, which also suits the tiles."""
+so the shapes of steps must recur: packs are filled up to a multiple of this, which also suits the tiles, and large
+ones to a sixteenth of their power of two."""
 ROWS, LENGTH = 4, 8
 """The same for attention: groups of so many rows, or a multiple, and lengths that are a multiple."""
 
@@ -86,7 +87,7 @@ def pack(batch: Batch, device: torch.device | str = "cpu", output: str = "row") 
     lengths = np.asarray(batch.lengths, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    fill = -len(batch.ids) % GRAIN
+    fill = -len(batch.ids) % max(GRAIN, 1 << max(0, len(batch.ids).bit_length() - 5))
 
     def filled(values: np.ndarray[Any, Any], value: int) -> torch.Tensor:
         return torch.from_numpy(np.pad(values.astype(np.int64), (0, fill), constant_values=value)).to(device)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from .encoding import Encoded
 
-POOL = 64
-"""Batches per pool: large enough that lengths inside a batch nearly agree, small enough to stay random."""
+POOL = 8
+"""Batches per pool: large enough that lengths inside a batch are near, small enough to stay random. With 64, MiniLM
+reached .860 and .849 on SST-2 after one epoch (seeds 0 and 1), with 8 .866 and .861, and no step was slower."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +148,24 @@ def encoded(batch: Batch) -> Encoded:
     )
 
 
-def pad(batch: Batch, pad_id: int) -> dict[str, NDArray[np.int64]]:
-    """Lay a batch out as rectangles, (rows, longest), under transformers' names."""
-    longest = int(batch.lengths.max())
-    inside = np.arange(longest)[None, :] < batch.lengths[:, None]
-    ids = np.full(inside.shape, pad_id, dtype=np.int64)
-    ids[inside] = batch.ids
+def pad(batch: Batch, pad_id: int, multiple: int = 1) -> dict[str, NDArray[np.int64]]:
+    """Lay a batch out as rectangles, (rows, longest), under transformers' names.
+
+    The length is rounded up to a multiple, where steps shall share their shapes.
+    """
+    ids, inside = rectangle(batch.ids, batch.lengths, pad_id, multiple)
     out = {"input_ids": ids, "attention_mask": inside.astype(np.int64)}
     if batch.types is not None:
-        types = np.zeros(inside.shape, dtype=np.int64)
-        types[inside] = batch.types
-        out["token_type_ids"] = types
+        out["token_type_ids"] = rectangle(batch.types, batch.lengths, 0, multiple)[0]
     return out
+
+
+def rectangle(
+    flat: NDArray[Any], lengths: NDArray[np.int32], fill: int, multiple: int = 1
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Lay sequences that lie end to end below one another, (rows, longest). Returns also where they are."""
+    longest = -(-int(lengths.max()) // multiple) * multiple
+    inside = np.arange(longest)[None, :] < lengths[:, None]
+    out = np.full(inside.shape, fill, dtype=np.int64)
+    out[inside] = flat
+    return out, inside
