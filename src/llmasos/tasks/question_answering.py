@@ -210,38 +210,32 @@ class QuestionAnsweringTask(Task):
 
         A window's targets say where the answer starts and ends and which characters its tokens stand for.
         """
-        if not getattr(tokenizer, "is_fast", False):
-            raise UsageError(
-                f"{type(tokenizer).__name__} does not say which characters its tokens stand for",
-                hint="a model with a fast tokenizer (tokenizer.json)",
-            )
-        full = tokenizer(
-            [row["question"] for row in rows], [row["context"] for row in rows],
-            truncation=False, return_offsets_mapping=True, verbose=False,
-        )  # fmt: skip
-        types = full.get("token_type_ids")
-        out = Encoding([], None if types is None else [], [], windows := [], places := [], problems := {})
+        full = _tokenised(rows, tokenizer)
+        types: list[NDArray[np.uint8]] | None = [] if "token_type_ids" in full else None
+        ids, truncated, windows, places = list[NDArray[np.int32]](), list[int](), list[NDArray[np.int32]](), list[int]()
+        problems: dict[int, Problem] = {}
         for i, row in enumerate(rows):
             pair = _Pair(full, i, max_length)
             answer = _answers(row["answers"]) if labelled else None
             tokens = pair.tokens(*answer[0]) if answer else None
             if answer and tokens is None:
-                problems[i] = Problem(
-                    "answers", f"{answer[0][0]!r}, for which the tokenizer has no token", "other text"
-                )
-                out.truncated.append(0)
+                found = f"answer {answer[0][0]!r}, for which the tokenizer has no token"
+                problems[i] = Problem("answers", found, "characters that the model knows")
+                truncated.append(0)
                 continue
-            parts = list(pair.windows(self.stride))
-            inside = [tokens if tokens and a <= tokens[0] and tokens[1] < b else None for a, b in parts]
-            for (a, b), one in zip(parts, inside, strict=True):
-                kept = pair.kept(a, b)
-                out.ids.append(np.asarray(full["input_ids"][i], dtype=np.int32)[kept])
-                if out.types is not None and types is not None:
-                    out.types.append(np.asarray(types[i], dtype=np.uint8)[kept])
-                windows.append(pair.window(out.ids[-1], a, b, tokenizer.cls_token_id).stored(one))
+            parts = pair.parts(self.stride)
+            lost = _outside(tokens, parts) if tokens else 0
+            truncated.append(pair.cut + lost)
+            for start, stop in parts:
+                kept = pair.kept(start, stop)
+                ids.append(pair.ids[kept])
+                if types is not None:
+                    types.append(np.asarray(full["token_type_ids"][i], dtype=np.uint8)[kept])
+                is_here = tokens is not None and start <= tokens[0] and tokens[1] < stop
+                window = pair.window(ids[-1], start, stop, tokenizer.cls_token_id)
+                windows.append(window.stored(tokens if is_here else None))
                 places.append(i)
-            out.truncated.append(pair.cut + (_outside(tokens, parts) if tokens and not any(inside) else 0))
-        return out
+        return Encoding(ids, types, truncated, windows, places, problems)
 
     # -- numbers ------------------------------------------------------------------------------------
 
@@ -349,11 +343,25 @@ class QuestionAnsweringTask(Task):
         return cls(), rows
 
 
+def _tokenised(rows: Sequence[Row], tokenizer: Any) -> Any:
+    """Tokenise questions with their whole contexts, with the characters of each token."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise UsageError(
+            f"{type(tokenizer).__name__} does not say which characters its tokens stand for",
+            hint="a model with a fast tokenizer (tokenizer.json)",
+        )
+    return tokenizer(
+        [row["question"] for row in rows], [row["context"] for row in rows],
+        truncation=False, return_offsets_mapping=True, verbose=False,
+    )  # fmt: skip
+
+
 class _Pair:
     """One question with its whole context as tokens, of which windows are made."""
 
     def __init__(self, full: Any, row: int, max_length: int) -> None:
         sides = np.asarray([-1 if side is None else side for side in full.encodings[row].sequence_ids])
+        self.ids = np.asarray(full["input_ids"][row], dtype=np.int32)
         self._context = np.flatnonzero(sides == 1)
         question = np.flatnonzero(sides == 0)
         places = max_length - int((sides == -1).sum())  # what the model's own tokens leave
@@ -370,12 +378,12 @@ class _Pair:
         self._before, self._after = outer[outer < border], outer[outer > border]
         self._spans = np.asarray(full["offset_mapping"][row], dtype=np.int32).reshape(-1, 2)[self._context]
 
-    def windows(self, stride: int) -> Iterable[tuple[int, int]]:
-        """Yield the first context token of each window and the one behind its last."""
+    def parts(self, stride: int) -> list[tuple[int, int]]:
+        """Return the first context token of each window and the one behind its last."""
         total = len(self._context)
         overlap = min(stride, self._room // 2)
         starts = range(0, total - overlap, self._room - overlap) if total > self._room else [0]
-        return ((start, min(start + self._room, total)) for start in starts)
+        return [(start, min(start + self._room, total)) for start in starts]
 
     def kept(self, start: int, stop: int) -> NDArray[np.int64]:
         """Return the places, in the whole, of a window's tokens."""
@@ -395,7 +403,7 @@ class _Pair:
 
 
 def _outside(tokens: tuple[int, int], parts: Sequence[tuple[int, int]]) -> int:
-    """Return how many tokens of an answer the window with the most of them lacks."""
+    """Return how many tokens of an answer even the window with the most of them lacks."""
     first, last = tokens
     return last - first + 1 - max(min(stop, last + 1) - max(start, first) for start, stop in parts)
 
@@ -488,10 +496,11 @@ def _nearest(text: str, at: int, context: str) -> str:
     if found:
         return f"; it is at {min(found, key=lambda place: abs(place - at))}"
     match = difflib.SequenceMatcher(None, context.lower(), text.lower(), autojunk=False).find_longest_match()
-    if match.size < max(2, len(text) // 4):
-        return "; nothing in the context is like it"
     start = max(0, match.a - match.b)
-    return f"; nearest match: {context[start : start + len(text)]!r} at {start}"
+    near = context[start : start + len(text)]
+    if difflib.SequenceMatcher(None, near.lower(), text.lower(), autojunk=False).ratio() < 0.5:
+        return "; nothing in the context is like it"
+    return f"; nearest match: {near!r} at {start}"
 
 
 def _placed(value: Any, context: str) -> str:
