@@ -8,7 +8,7 @@ family without a file here runs transformers' own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..core import plugins
+from ..tasks._vocabulary import Projected as Projected
 from ._plain import supervised
 
 if TYPE_CHECKING:
@@ -64,14 +65,6 @@ class Pack:
         rows = torch.repeat_interleave(torch.arange(len(self.lengths), device=hidden.device), self.lengths)
         total = hidden.new_zeros(len(self.lengths), hidden.shape[1]).index_add_(0, rows, hidden)
         return total / self.lengths[:, None]
-
-
-class Projected(NamedTuple):
-    """Logits over a large vocabulary, not yet computed: hidden states, (places, width), and the head for them."""
-
-    hidden: torch.Tensor
-    head: Callable[[torch.Tensor], torch.Tensor]
-    vocabulary: int
 
 
 GRAIN = 32

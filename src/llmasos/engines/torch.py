@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ..architectures import _proof
 from ..architectures._plain import supervised, transformers_outputs
-from ..architectures._vocabulary import token_scores
 from ..architectures.base import Architecture, FastForward, Projected, Snapshot, find, pack
 from ..data.batching import Batch
+from ..tasks._vocabulary import token_scores
 from .base import few
 
 

@@ -6,33 +6,67 @@ at a time and, in training, computed again for the backward pass, so that never 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from .base import Projected
+from .base import IGNORED
+
+if TYPE_CHECKING:
+    from ..data.batching import Batch
+
+
+class Projected(NamedTuple):
+    """Logits over a large vocabulary, not yet computed: hidden states, (places, width), and the head for them."""
+
+    hidden: Tensor
+    head: Callable[[Tensor], Tensor]
+    vocabulary: int
+
 
 PIECE = 1 << 25
 """Logits held at once: 128 MB in float32."""
 
 
+def asked_targets(outputs: Tensor | Projected, batch: Batch) -> Tensor:
+    """Return the target of every place that is asked, where the outputs are."""
+    targets = batch.target_tensor((outputs if isinstance(outputs, Tensor) else outputs.hidden).device)
+    return targets[targets != IGNORED]
+
+
 def cross_entropy(outputs: Tensor | Projected, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the summed cross entropy. outputs: logits, (places, vocabulary), or what they come from."""
+    return torch.stack([part.sum() for part in _losses(outputs, targets, smoothing)]).sum()
+
+
+def log_probabilities(outputs: Tensor | Projected, targets: Tensor) -> Tensor:
+    """Return the log probability of each place's target, (places,)."""
+    return -torch.cat(_losses(outputs, targets, 0.0))
+
+
+def _losses(outputs: Tensor | Projected, targets: Tensor, smoothing: float) -> list[Tensor]:
+    """Return the cross entropy of each place, piece by piece."""
+
+    def entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+        logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+        return functional.cross_entropy(logits, wanted, label_smoothing=smoothing, reduction="none")
+
     if isinstance(outputs, Tensor):
-        return functional.cross_entropy(outputs.float(), targets, label_smoothing=smoothing, reduction="sum")
+        return [entropy(outputs, targets)]
     hidden, head, _ = outputs
 
     def piece(states: Tensor, wanted: Tensor) -> Tensor:
-        return functional.cross_entropy(head(states).float(), wanted, label_smoothing=smoothing, reduction="sum")
+        return entropy(head(states), wanted)
 
     size = max(1, PIECE // outputs.vocabulary)
     if len(hidden) <= size:
-        return piece(hidden, targets)
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for states, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
-        total = total + checkpoint(piece, states, wanted, use_reentrant=False)
-    return total
+        return [piece(hidden, targets)]
+    pieces = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+    return [checkpoint(piece, states, wanted, use_reentrant=False) for states, wanted in pieces]
 
 
 def token_scores(outputs: Tensor | Projected, targets: Tensor) -> Tensor:
