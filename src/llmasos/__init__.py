@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .core.errors import LLMasOSError
     from .llm import LLM
     from .tasks.question_answering import QuestionAnsweringTask
+    from .tasks.sentence_similarity import SentenceSimilarityTask
     from .tasks.text_classification import TextClassificationTask
     from .tasks.token_classification import TokenClassificationTask
 
@@ -20,6 +21,7 @@ __all__ = [
     "LLM",
     "LLMasOSError",
     "QuestionAnsweringTask",
+    "SentenceSimilarityTask",
     "TextClassificationTask",
     "TokenClassificationTask",
     "__version__",
@@ -29,6 +31,7 @@ _HOMES = {
     "LLM": ".llm",
     "LLMasOSError": ".core.errors",
     "QuestionAnsweringTask": ".tasks.question_answering",
+    "SentenceSimilarityTask": ".tasks.sentence_similarity",
     "TextClassificationTask": ".tasks.text_classification",
     "TokenClassificationTask": ".tasks.token_classification",
 }

