@@ -13,7 +13,7 @@ from llmasos.architectures._plain import transformers_outputs
 from llmasos.architectures.base import Projected, find
 from llmasos.data.batching import Batch
 from llmasos.engines.torch import TorchEngine
-from llmasos.tasks._vocabulary import cross_entropy, token_scores
+from llmasos.tasks._losses import cross_entropy, token_scores
 from llmasos.tasks.base import IGNORED
 
 SIZE = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40,
@@ -110,7 +110,7 @@ def test_only_supervised_tokens_reach_the_head():
 
 
 def test_cross_entropy_in_pieces_is_that_of_the_formula(monkeypatch):
-    monkeypatch.setattr("llmasos.tasks._vocabulary.PIECE", 4 * 50)
+    monkeypatch.setattr("llmasos.tasks._losses.PIECE", 4 * 50)
     torch.manual_seed(0)
     hidden, weight = torch.randn(11, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
     targets = torch.randint(0, 50, (11,))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..core import plugins
-from ..tasks._vocabulary import Projected as Projected
+from ..tasks._losses import Projected as Projected
 from ._plain import supervised
 
 if TYPE_CHECKING:

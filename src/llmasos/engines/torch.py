@@ -12,7 +12,7 @@ from ..architectures import _proof
 from ..architectures._plain import supervised, transformers_outputs
 from ..architectures.base import Architecture, FastForward, Projected, Snapshot, find, pack
 from ..data.batching import Batch
-from ..tasks._vocabulary import token_scores
+from ..tasks._losses import token_scores
 from .base import few
 
 

@@ -1,82 +1,168 @@
-"""Cross entropy over a vocabulary, in pieces where the logits of all places would not fit into memory.
-
-A vocabulary of 150,000 words makes 600 KB of logits for a single token. They are computed for some places
-at a time and, in training, computed again for the backward pass, so that never more than a piece exists.
-"""
+"""What tasks share that learn from plain text: its rows, their tokens, the loss over the vocabulary, the scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+import numpy as np
+from numpy.typing import NDArray
 
-from .base import IGNORED
+from ..core.errors import DataError, UsageError, shown
+from .base import IGNORED, Encoding, Field, Problem, Row, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
     from ..data.batching import Batch
+    from ..data.encoding import Encoded
+    from ..metrics.base import Scorer
+    from ..metrics.tokens import TokenScorer
+
+PIECE = 8192
+"""Characters of a piece of running text: a few thousand tokens, and enough pieces in a small book to set some aside."""
+
+_SAMPLED = 4_000_000  # characters in which unknown tokens are counted
+
+ALIASES = ("text", "content", "document", "story", "body", "article", "passage", "sentence", "code")
 
 
-class Projected(NamedTuple):
-    """Logits over a large vocabulary, not yet computed: hidden states, (places, width), and the head for them."""
+class Border(NamedTuple):
+    """Special tokens around a text, as the tokenizer sets them."""
 
-    hidden: Tensor
-    head: Callable[[Tensor], Tensor]
-    vocabulary: int
-
-
-PIECE = 1 << 25
-"""Logits held at once: 128 MB in float32."""
+    before: list[int]
+    after: list[int]
 
 
-def asked_targets(outputs: Tensor | Projected, batch: Batch) -> Tensor:
-    """Return the target of every place that is asked, where the outputs are."""
-    targets = batch.target_tensor((outputs if isinstance(outputs, Tensor) else outputs.hidden).device)
-    return targets[targets != IGNORED]
+@dataclass(frozen=True)
+class PlainTextTask(Task):
+    """Learn from documents, or from the lines of one running text."""
+
+    output: ClassVar[str] = "vocabulary"
+    scores_rows: ClassVar[bool] = True
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """A document, or a line of running text."""
+        return (
+            Field("text", ALIASES, required=False, doc="a document"),
+            Field("line", ("line",), required=False, joins=PIECE, doc="a line of running text, as in a .txt file"),
+        )
+
+    def problem(self, row: Row, *, labelled: bool = True) -> Problem | None:
+        """Return what is wrong with the text of a row, or None."""
+        del labelled
+        name = "text" if "text" in row or "line" not in row else "line"
+        text = row.get(name)
+        if not isinstance(text, str):
+            return Problem(name, shown(text), "a string")
+        return None if text.strip() else Problem(name, "an empty text", "some text", drop=True)
+
+    def head_config(self) -> dict[str, Any]:
+        """Return nothing: the head is over the model's own vocabulary."""
+        return {}
+
+    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the summed cross entropy. outputs: logits of the supervised places, or what they come from."""
+        from ._losses import asked_targets, cross_entropy
+
+        return cross_entropy(outputs, asked_targets(outputs, batch))
+
+    def weight(self, batch: Batch) -> float:
+        """The number of supervised tokens."""
+        assert batch.targets is not None
+        return float(np.count_nonzero(batch.targets != IGNORED))
+
+    def scorer(self) -> TokenScorer:
+        """Return an empty scorer."""
+        from ..metrics.tokens import TokenScorer
+
+        return TokenScorer()
+
+    def score(self, scorer: Scorer, outputs: Any, part: Encoded, rows: Sequence[Row]) -> None:
+        """Feed the scorer with the tokens of each row, and the bytes of its text."""
+        from ..metrics.tokens import TokenScorer
+
+        assert isinstance(scorer, TokenScorer)
+        assert part.targets is not None
+        sizes = [len(text_of(row).encode()) for row in rows]
+        scorer.add(outputs, part.rows, sizes, targets=part.targets[part.targets != IGNORED])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the task as JSON types."""
+        return {"tag": self.tag, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Rebuild a task from what ``to_dict`` gave."""
+        known = {field.name for field in fields(cls)} & content.keys()
+        return cls(**{k: tuple(v) if isinstance(v := content[k], list) else v for k in known})
 
 
-def cross_entropy(outputs: Tensor | Projected, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the summed cross entropy. outputs: logits, (places, vocabulary), or what they come from."""
-    return torch.stack([part.sum() for part in _losses(outputs, targets, smoothing)]).sum()
+def text_of(row: Row) -> str:
+    """Return the text of a row."""
+    return str(row["text"] if "text" in row else row["line"])
 
 
-def log_probabilities(outputs: Tensor | Projected, targets: Tensor) -> Tensor:
-    """Return the log probability of each place's target, (places,)."""
-    return -torch.cat(_losses(outputs, targets, 0.0))
+def tokens_of(rows: Sequence[Row], tokenizer: Any) -> list[list[int]]:
+    """Return the tokens of each row, without special ones around them."""
+    found = tokenizer([text_of(row) for row in rows], add_special_tokens=False, truncation=False, verbose=False)
+    return found["input_ids"]  # type: ignore[no-any-return]
 
 
-def _losses(outputs: Tensor | Projected, targets: Tensor, smoothing: float) -> list[Tensor]:
-    """Return the cross entropy of each place, piece by piece."""
-
-    def entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-        logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-        return functional.cross_entropy(logits, wanted, label_smoothing=smoothing, reduction="none")
-
-    if isinstance(outputs, Tensor):
-        return [entropy(outputs, targets)]
-    hidden, head, _ = outputs
-
-    def piece(states: Tensor, wanted: Tensor) -> Tensor:
-        return entropy(head(states), wanted)
-
-    size = max(1, PIECE // outputs.vocabulary)
-    if len(hidden) <= size:
-        return [piece(hidden, targets)]
-    pieces = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
-    return [checkpoint(piece, states, wanted, use_reentrant=False) for states, wanted in pieces]
+def border_of(tokenizer: Any) -> Border:
+    """Return the special tokens that this tokenizer sets around every text."""
+    plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+    whole = tokenizer("a", verbose=False)["input_ids"]
+    at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    return Border(whole[:at], whole[at + len(plain) :])
 
 
-def token_scores(outputs: Tensor | Projected, targets: Tensor) -> Tensor:
-    """Return the negative log probability of each place's target, and whether it was the likeliest, (places, 2)."""
-    if isinstance(outputs, Tensor):
-        outputs = Projected(outputs, lambda logits: logits, outputs.shape[-1])
-    parts = []
-    size = max(1, PIECE // outputs.vocabulary)
-    for states, wanted in zip(torch.split(outputs.hidden, size), torch.split(targets, size), strict=True):
-        logits = outputs.head(states).float()
-        loss = functional.cross_entropy(logits, wanted, reduction="none")
-        parts.append(torch.stack([loss, (logits.argmax(-1) == wanted).float()], dim=1))
-    return torch.cat(parts) if parts else outputs.hidden.new_zeros(0, 2)
+def check_known(rows: Iterable[Row], tokenizer: Any, allowed: float) -> list[str]:
+    """Refuse a tokenizer that cannot write the texts; say how much it lacks if that is little.
+
+    Raises:
+        DataError: more than the allowed share of the tokens stands for what the tokenizer does not know.
+    """
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None:
+        return []
+    total = missing = read = 0
+    example = ""
+    for row in rows:
+        (ids,) = tokens_of([row], tokenizer)
+        total, read, count = total + len(ids), read + len(text_of(row)), ids.count(unknown)
+        missing += count
+        example = example or (text_of(row) if count else "")
+        if read > _SAMPLED:
+            break
+    share = missing / max(1, total)
+    if share > allowed:
+        raise DataError(
+            f"the tokenizer does not know {share:.1%} of the text's tokens, for example in {shown(example)}; "
+            f"allowed are {allowed:.1%}",
+            hint="a model that was trained on such text, or a tokenizer of your own (llmasos tokenizer train), "
+            "or a larger allow_unknown",
+        )
+    return [f"the tokenizer does not know {share:.2%} of the text's tokens (allow_unknown)"] if missing else []
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no share."""
+    if not 0.0 <= value <= 1.0:
+        raise UsageError(f"{name}={value}", hint="a share from 0 to 1")
+
+
+def cut(tokens: NDArray[Any], length: int) -> list[NDArray[Any]]:
+    """Cut tokens into parts of a length; the last may be shorter."""
+    return [tokens[a : a + length] for a in range(0, max(1, len(tokens)), length)]
+
+
+def encoding(
+    ids: list[NDArray[np.int32]], targets: list[NDArray[np.int64]], rows: list[int], count: int, context: Any = None
+) -> Encoding:
+    """Return sequences of ``count`` rows of which nothing was cut off."""
+    return Encoding(ids, None, [0] * count, targets, rows, context=context)

@@ -185,7 +185,7 @@ class ChatTask(Task):
 
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the summed cross entropy of the answers' tokens. outputs: logits, (tokens asked, vocabulary)."""
-        from ._vocabulary import asked_targets, cross_entropy
+        from ._losses import asked_targets, cross_entropy
 
         return cross_entropy(outputs, asked_targets(outputs, batch))
 
@@ -223,9 +223,9 @@ class ChatTask(Task):
 
     @classmethod
     def sample(cls) -> tuple[Self, list[dict[str, Any]]]:
-        """Two questions, which have one answer each."""
-        pairs = [("2+2", "4"), ("hi", "yo"), ("1+2", "3")]
-        return cls(), [{"prompt": prompt, "completion": answer} for prompt, answer in pairs * 8]
+        """Two greetings, each with its answer."""
+        answers = {"hi": "what a fine day", "bye": "sleep well, my dog"}
+        return cls(), [{"prompt": prompt, "completion": answer} for prompt, answer in answers.items()] * 12
 
 
 PLUGIN = ChatTask

@@ -1,0 +1,82 @@
+"""Cross entropy over a vocabulary, in pieces where the logits of all places would not fit into memory.
+
+A vocabulary of 150,000 words makes 600 KB of logits for a single token. They are computed for some places
+at a time and, in training, computed again for the backward pass, so that never more than a piece exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from .base import IGNORED
+
+if TYPE_CHECKING:
+    from ..data.batching import Batch
+
+
+class Projected(NamedTuple):
+    """Logits over a large vocabulary, not yet computed: hidden states, (places, width), and the head for them."""
+
+    hidden: Tensor
+    head: Callable[[Tensor], Tensor]
+    vocabulary: int
+
+
+PIECE = 1 << 25
+"""Logits held at once: 128 MB in float32."""
+
+
+def asked_targets(outputs: Tensor | Projected, batch: Batch) -> Tensor:
+    """Return the target of every place that is asked, where the outputs are."""
+    targets = batch.target_tensor((outputs if isinstance(outputs, Tensor) else outputs.hidden).device)
+    return targets[targets != IGNORED]
+
+
+def cross_entropy(outputs: Tensor | Projected, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return the summed cross entropy. outputs: logits, (places, vocabulary), or what they come from."""
+    return torch.stack([part.sum() for part in _losses(outputs, targets, smoothing)]).sum()
+
+
+def log_probabilities(outputs: Tensor | Projected, targets: Tensor) -> Tensor:
+    """Return the log probability of each place's target, (places,)."""
+    return -torch.cat(_losses(outputs, targets, 0.0))
+
+
+def _losses(outputs: Tensor | Projected, targets: Tensor, smoothing: float) -> list[Tensor]:
+    """Return the cross entropy of each place, piece by piece."""
+
+    def entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+        logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+        return functional.cross_entropy(logits, wanted, label_smoothing=smoothing, reduction="none")
+
+    if isinstance(outputs, Tensor):
+        return [entropy(outputs, targets)]
+    hidden, head, _ = outputs
+
+    def piece(states: Tensor, wanted: Tensor) -> Tensor:
+        return entropy(head(states), wanted)
+
+    size = max(1, PIECE // outputs.vocabulary)
+    if len(hidden) <= size:
+        return [piece(hidden, targets)]
+    pieces = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+    return [checkpoint(piece, states, wanted, use_reentrant=False) for states, wanted in pieces]
+
+
+def token_scores(outputs: Tensor | Projected, targets: Tensor) -> Tensor:
+    """Return the negative log probability of each place's target, and whether it was the likeliest, (places, 2)."""
+    if isinstance(outputs, Tensor):
+        outputs = Projected(outputs, lambda logits: logits, outputs.shape[-1])
+    parts = []
+    size = max(1, PIECE // outputs.vocabulary)
+    for states, wanted in zip(torch.split(outputs.hidden, size), torch.split(targets, size), strict=True):
+        logits = outputs.head(states).float()
+        loss = functional.cross_entropy(logits, wanted, reduction="none")
+        parts.append(torch.stack([loss, (logits.argmax(-1) == wanted).float()], dim=1))
+    return torch.cat(parts) if parts else outputs.hidden.new_zeros(0, 2)
