@@ -12,6 +12,7 @@ import torch
 
 from llmasos import LLM, QuestionAnsweringTask
 from llmasos.architectures._plain import transformers_outputs
+from llmasos.cli import main
 from llmasos.core.errors import DataError, TrainingError, UsageError
 from llmasos.data.batching import gather, split
 from llmasos.data.dataset import read
@@ -125,6 +126,53 @@ def test_a_wrong_row_of_a_file_is_named_with_its_line(tmp_path, tokenizer):
     task = QuestionAnsweringTask()
     with pytest.raises(DataError, match=r"row 2 \(line 2\), field answers: .*1888.*where the context has '1887'"):
         encode(read(tmp_path / "qa.jsonl", task.fields), task, tokenizer, 64)
+
+
+NESTED = {
+    "version": "1.1",
+    "data": [
+        {"title": "Mills", "paragraphs": [{"context": CONTEXT, "qas": [
+            {"id": "1", "question": "when was it built?", "answers": [{"text": "1887", "answer_start": 39}]},
+            {"id": "2", "question": "who?", "answers": [], "is_impossible": True},
+        ]}]},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("order", [1, -1])
+def test_files_of_squad_itself_give_a_row_for_each_question(tmp_path, indent, order):
+    (tmp_path / "dev.json").write_text(json.dumps(dict(list(NESTED.items())[::order]), indent=indent))
+    task = QuestionAnsweringTask()
+    rows = read(tmp_path / "dev.json", task.fields).rows([0, 1])
+    assert [r["question"] for r in rows] == ["when was it built?", "who?"]
+    assert {r["context"] for r in rows} == {CONTEXT}
+    assert [r["answers"] for r in rows] == [[{"text": "1887", "answer_start": 39}], []]
+    assert [task.problem(r) for r in rows] == [None, None]
+
+
+def test_rows_under_data_are_rows(tmp_path):
+    (tmp_path / "dev.json").write_text(json.dumps({"data": [ROW, ROW]}))
+    assert len(read(tmp_path / "dev.json", QuestionAnsweringTask().fields)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps({"data": [{"paragraphs": [{"context": "x"}]}]}), r"data\[0\]\.paragraphs\[0\]\.qas is nothing"),
+        (json.dumps({"data": [{"paragraphs": ["x"]}]}), r"data\[0\]\.paragraphs is str 'x'"),
+        (json.dumps(NESTED)[:-1], "line 1: not JSON"),
+    ],
+)
+def test_a_damaged_file_of_squad_is_named_with_the_place(tmp_path, content, message):
+    (tmp_path / "dev.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "dev.json", QuestionAnsweringTask().fields)
+
+
+def test_lines_with_a_column_named_data_stay_lines(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps({"data": [{"a": 1}], **ROW})] * 3))
+    assert len(read(tmp_path / "rows.jsonl", QuestionAnsweringTask().fields)) == 3
 
 
 def test_questions_without_an_answer_are_wrong_where_each_has_one():
@@ -525,23 +573,56 @@ def test_a_scorer_keeps_counts_only():
 # -- end to end -------------------------------------------------------------------------------------------
 
 
-def test_training_evaluation_and_answers_over_windows(folder, tmp_path):
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A model trained on contexts that need windows, its run, its rows and where it is saved."""
     task, rows = QuestionAnsweringTask.sample()
     rows = [row("no news " * 9 + r["context"], *r["answers"]["text"], question="how many?") for r in rows]
-    llm = LLM.from_pretrained(folder)
+    llm, output = LLM.from_pretrained(folder), tmp_path_factory.mktemp("trained") / "model"
     run = llm.finetune(task, rows, eval_data=rows, epochs=12, learning_rate=3e-3, batch_size=8, dropout=0.0,
-                       evaluations=1, precision="float32", threads=1, progress=False)  # fmt: skip
+                       evaluations=1, precision="float32", threads=1, progress=False, output=output)  # fmt: skip
+    return llm, run, rows, output
+
+
+def questions_of(rows):
+    return [{"question": r["question"], "context": r["context"]} for r in rows]
+
+
+def test_a_model_learns_to_answer_from_windows(trained):
+    _, run, rows, _ = trained
     assert run.report.rows == len(rows)
     assert run.metrics["f1"] >= 0.9 > run.report.baseline["f1"]
     assert run.metrics["no_answer_accuracy"] >= 0.9
-    questions = [{"question": r["question"], "context": r["context"]} for r in rows[:6]]
-    together = llm.predict(questions)
-    for question, answer in zip(questions, together, strict=True):
+
+
+def test_an_answer_does_not_depend_on_the_rows_beside_it(trained):
+    llm, _, rows, _ = trained
+    for question, answer in zip(questions_of(rows[:6]), llm.predict(questions_of(rows[:6])), strict=True):
         alone = llm.predict(question)
         assert (alone.answer, alone.start) == (answer.answer, answer.start)
         assert alone.score == pytest.approx(answer.score, rel=1e-4)  # float32 in another order
-    llm.save(tmp_path / "saved")
-    again = LLM.from_pretrained(tmp_path / "saved")
+
+
+def test_a_saved_model_answers_and_scores_alike(trained):
+    llm, run, rows, output = trained
+    again = LLM.from_pretrained(output)
     assert again.task == llm.task
-    assert [answer.answer for answer in again.predict(questions)] == [answer.answer for answer in together]
+    expected = [(answer.answer, answer.start) for answer in llm.predict(questions_of(rows))]
+    assert [(answer.answer, answer.start) for answer in again.predict(questions_of(rows))] == expected
     assert again.evaluate(rows).metrics["f1"].value == pytest.approx(run.metrics["f1"])
+
+
+def test_questions_of_a_file_are_answered_from_the_shell(trained, tmp_path, capsys):
+    llm, _, rows, output = trained
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": 7, **one}) + "\n" for one in questions_of(rows[:4])))
+    assert main(["predict", str(output), "--data", str(tmp_path / "in.jsonl")]) == 0
+    given = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["answer"] for one in given] == [answer.answer for answer in llm.predict(questions_of(rows[:4]))]
+    assert {"question", "context", "score", "start", "end", "no_answer_score", "n_best"} < set(given[0])
+
+
+def test_a_question_alone_is_refused_with_what_is_missing(trained, capsys):
+    assert main(["predict", str(trained[3]), "how many?"]) == 2
+    assert "question, context" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no column for context"):
+        trained[0].predict("how many?")

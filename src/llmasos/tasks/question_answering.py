@@ -62,6 +62,10 @@ class Answer:
     no_answer_score: float | None
     n_best: tuple[Span, ...]
 
+    def __str__(self) -> str:
+        place = "" if self.start is None else f" [{self.start}:{self.end}]"
+        return f"{self.answer or '(no answer)'}{place}  {self.score:.3f}"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the answer as JSON types."""
         return {**asdict(self), "n_best": [asdict(span) for span in self.n_best]}
