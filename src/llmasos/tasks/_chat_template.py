@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import UsageError
 from ._conversations import Conversation, Wrong
-from .base import IGNORED, Problem
+from .base import IGNORED, Encoding, Problem
 
 _TEMPLATE_LIMIT = 1 << 18
 """Characters of a template: the longest of well-known models has 20,000."""
@@ -283,6 +283,22 @@ def prompt_ids(conversation: Conversation, tokenizer: Any, template: str | None 
     text = render(conversation, tokenizer, template, ask=True)
     check_content(conversation, [text, *_earlier(conversation, tokenizer, template)])
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def encoded_prompts(rows: Sequence[Conversation], tokenizer: Any, longest: int, template: str | None) -> Encoding:
+    """Return what answers are written from; of one that is too long, the end is kept: the question."""
+    ids: list[NDArray[np.int32]] = []
+    problems: dict[int, Problem] = {}
+    for i, row in enumerate(rows):
+        try:
+            ids.append(np.asarray(prompt_ids(row, tokenizer, template), dtype=np.int32))
+        except Wrong as wrong:
+            problems[i] = wrong.problem
+    places = [i for i in range(len(rows)) if i not in problems]
+    truncated = [0] * len(rows)
+    for place, one in zip(places, ids, strict=True):
+        truncated[place] = max(0, len(one) - longest)
+    return Encoding([one[-longest:] for one in ids], None, truncated, None, places, problems)
 
 
 def _earlier(conversation: Conversation, tokenizer: Any, template: str | None) -> Iterator[str]:

@@ -80,8 +80,9 @@ def conversation(row: Row, answer: str | None = "completion") -> Conversation:
         Wrong: the row is none, or its messages make no conversation.
     """
     tools = _tools(row.get("tools"))
-    if row.get("messages") is not None:
-        messages, learned, places = _messages(row["messages"], "messages")
+    whole = "messages" if row.get("messages") is not None else answer if _is_whole(row.get(answer or "")) else None
+    if whole is not None:
+        messages, learned, places = _messages(row[whole], whole)
         if answer is None and messages and messages[-1]["role"] == "assistant":
             messages, learned, places = messages[:-1], learned[:-1], places[:-1]
     else:
@@ -96,6 +97,12 @@ def conversation(row: Row, answer: str | None = "completion") -> Conversation:
     found = Conversation(messages, learned, places, tools)
     _check_order(found, answered=answer is not None)
     return found
+
+
+def _is_whole(value: Any) -> bool:
+    """Say whether an answer is a whole conversation, its prompt included."""
+    first = value[0] if isinstance(value, list) and value and isinstance(value[0], Mapping) else {}
+    return first.get("role") in ("system", "developer", "user") or first.get("from") in ("system", "human", "user")
 
 
 def _prompt(row: Row) -> tuple[list[Message], list[bool], list[str]]:

@@ -96,7 +96,8 @@ class ChatTask(Task):
         labels, rows are encoded up to where the model is to answer.
         """
         if not labelled:
-            return self._asked(rows, tokenizer, max_length)
+            prompts = [conversation(row, None) for row in rows]
+            return chat.encoded_prompts(prompts, tokenizer, max_length, self.chat_template)
         rendered, problems = self._rendered(rows, tokenizer)
         places = [i for i, of_row in enumerate(rendered) for _ in of_row]
         whole = chat.tokenized([one for of_row in rendered for one in of_row], tokenizer)
@@ -126,20 +127,6 @@ class ChatTask(Task):
                 rendered.append([])
         return rendered, problems
 
-    def _asked(self, rows: Sequence[Row], tokenizer: Any, max_length: int) -> Encoding:
-        """Encode what comes before the answers; of a prompt that is too long, the end counts most."""
-        ids, problems = [], {}
-        for i, row in enumerate(rows):
-            try:
-                ids.append(np.asarray(self._prompt(row, tokenizer), dtype=np.int32))
-            except Wrong as wrong:
-                problems[i] = wrong.problem
-        places = [i for i in range(len(rows)) if i not in problems]
-        truncated = [0] * len(rows)
-        for place, one in zip(places, ids, strict=True):
-            truncated[place] = max(0, len(one) - max_length)
-        return Encoding([one[-max_length:] for one in ids], None, truncated, None, places, problems)
-
     # -- answers ------------------------------------------------------------------------------------
 
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
@@ -151,17 +138,9 @@ class ChatTask(Task):
             DataError: the conversation cannot be rendered.
         """
         try:
-            return self._prompt(row, tokenizer)
+            return chat.prompt_ids(conversation(row, None), tokenizer, self.chat_template)
         except Wrong as wrong:
             raise DataError(str(wrong), hint="correct this row") from wrong
-
-    def _prompt(self, row: Row, tokenizer: Any) -> list[int]:
-        return chat.prompt_ids(conversation(row, None), tokenizer, self.chat_template)
-
-    def generation(self, tokenizer: Any) -> dict[str, Any]:
-        """Return nothing: what the user asks for and the model's own settings hold."""
-        del tokenizer
-        return {}
 
     def answer(self, row: Row, generation: Generation) -> Generation:
         """Return what the model wrote."""
