@@ -225,18 +225,21 @@ def _prompt(row: Row) -> Conversation:
     return conversation(row, None)
 
 
-def _both(row: Row) -> tuple[Conversation, Conversation]:
-    """Return the conversation with the chosen answer, and that with the rejected one."""
-    chosen, rejected = (conversation(row, name) for name in ANSWERS)
-    return chosen, rejected
+def _both(row: Row) -> list[Conversation]:
+    """Return the conversation with the chosen answer, and that with the rejected one.
+
+    Only what comes after their common beginning is to be learned.
+    """
+    both = [conversation(row, name) for name in ANSWERS]
+    pairs = zip(both[0].messages, both[1].messages, strict=False)
+    common = next((i for i, (one, other) in enumerate(pairs) if one != other), len(both[0].messages))
+    return [one._replace(learned=[i >= common and learn for i, learn in enumerate(one.learned)]) for one in both]
 
 
 def _single(one: Conversation, tokenizer: Any, template: str | None) -> chat.Example:
     found = chat.examples(one, tokenizer, template)
     if len(found) > 1:
-        raise Wrong(
-            one.places[-1], "several answers, which the chat template writes differently later on", "one answer"
-        )
+        raise Wrong(one.places[-1], "several answers that the chat template writes differently later on", "one answer")
     return found[0]
 
 
@@ -247,12 +250,14 @@ def _owners(batch: Batch) -> NDArray[np.int64]:
     assert batch.places is not None
     answer = np.empty(len(batch.lengths), dtype=np.int64)
     answer[batch.places] = np.arange(len(batch.places))
-    return np.repeat(answer, batch.target_lengths)[batch.targets != IGNORED]
+    owners: NDArray[np.int64] = np.repeat(answer, batch.target_lengths)[batch.targets != IGNORED]
+    return owners
 
 
 def _sums(outputs: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
     """Return the log probability of each answer from the scores of its tokens, (pairs, 2)."""
-    return -np.asarray([one[:, 0].sum(dtype=np.float64) for one in outputs]).reshape(-1, 2)
+    sums = np.asarray([one[:, 0].sum(dtype=np.float64) for one in outputs], dtype=np.float64)
+    return -sums.reshape(-1, 2)
 
 
 def _reference(data: Batch | Encoded) -> NDArray[np.float32]:
