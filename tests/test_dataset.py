@@ -289,7 +289,7 @@ def test_a_missing_file_suggests_its_neighbours(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.txt", b"hello", "not known.*\nhint: one of .jsonl, .json, .csv, .tsv, .parquet"),
+        ("a.docx", b"hello", "not known.*\nhint: one of .jsonl, .json, .csv, .tsv, .parquet"),
         ("a.jsonl", b"", "is empty"),
         ("a.jsonl", b"\n \n", "all its lines are blank"),
         ("a.csv", b"text,label\n", "has no rows"),

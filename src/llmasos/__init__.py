@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .core.errors import LLMasOSError
     from .llm import LLM
+    from .tasks.fill_mask import MaskedLanguageModelingTask
+    from .tasks.language_modeling import LanguageModelingTask
     from .tasks.question_answering import QuestionAnsweringTask
     from .tasks.sentence_similarity import SentenceSimilarityTask
     from .tasks.text_classification import TextClassificationTask
@@ -20,6 +22,8 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "LLMasOSError",
+    "LanguageModelingTask",
+    "MaskedLanguageModelingTask",
     "QuestionAnsweringTask",
     "SentenceSimilarityTask",
     "TextClassificationTask",
@@ -30,6 +34,8 @@ __all__ = [
 _HOMES = {
     "LLM": ".llm",
     "LLMasOSError": ".core.errors",
+    "LanguageModelingTask": ".tasks.language_modeling",
+    "MaskedLanguageModelingTask": ".tasks.fill_mask",
     "QuestionAnsweringTask": ".tasks.question_answering",
     "SentenceSimilarityTask": ".tasks.sentence_similarity",
     "TextClassificationTask": ".tasks.text_classification",

@@ -355,6 +355,7 @@ class LLM:
                     output=self._fitted().output,
                     precision=precision,
                     speed=config.speed,
+                    likeliest=self._fitted().likeliest,
                 )
             }
         return self._engines[key]

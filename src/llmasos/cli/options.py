@@ -54,6 +54,9 @@ class Job:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+DEFAULT_TASK = "text-classification"
+"""What a model is tuned for if nothing is said: what most begin with."""
+
 OWN = tuple(field.name for field in dataclasses.fields(Job) if field.name != "options")
 """What a recipe may hold besides the options of the configuration and of the task."""
 
@@ -88,7 +91,7 @@ def job_flags() -> list[inspect.Parameter]:
     tasks = plugins.names("tasks")
     return [
         model,
-        _flag("task", str, f"what the model is tuned for (default {tasks[0]})", "|".join(tasks)),
+        _flag("task", str, f"what the model is tuned for (default {DEFAULT_TASK})", "|".join(tasks)),
         _flag("data", str, "training data: .jsonl, .json, .csv, .tsv or .parquet, each also .gz", "FILE"),
         _flag("eval_data", str, "validation data; a part of the training data if not given", "FILE"),
         inspect.Parameter("columns", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Columns),
@@ -115,7 +118,7 @@ def task_flags() -> list[inspect.Parameter]:
     for name in plugins.names("tasks"):
         task = plugins.load("tasks", name)
         hints, lines = typing.get_type_hints(task), argument_lines(task)
-        for field in dataclasses.fields(task):
+        for field in options_of(task):
             kind: Any = str
             decls = [f"--{field.name.replace('_', '-')}"]
             if hints[field.name] is bool:
@@ -138,8 +141,8 @@ def settle(given: Mapping[str, Any], *, settings: Sequence[str] | None = None, r
     """
     merged = {**_checked(read_recipe(recipe) if recipe else {}, recipe), **parse_settings(list(settings or ()))}
     merged |= {k: v for k, v in given.items() if v is not None}
-    task_class = plugins.load("tasks", str(merged.pop("task", None) or plugins.names("tasks")[0]))
-    task_fields = [field.name for field in dataclasses.fields(task_class)]
+    task_class = plugins.load("tasks", str(merged.pop("task", None) or DEFAULT_TASK))
+    task_fields = [field.name for field in options_of(task_class)]
     config_fields = [field.name for field in dataclasses.fields(FinetuneConfig)]
     known = (*OWN, *task_fields, *config_fields)
     for name in merged:
@@ -240,6 +243,11 @@ def _is_sequence(hint: Any) -> bool:
 def _metavar(hint: Any) -> str:
     names = {int: "INTEGER", float: "NUMBER"}
     return next((names[part] for part in _parts(hint) if part in names), "TEXT")
+
+
+def options_of(task: type[Task]) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a task that a user may set: not those that are settled from the data alone."""
+    return [field for field in dataclasses.fields(task) if not field.metadata.get("settled")]  # type: ignore[arg-type]
 
 
 def argument_lines(owner: type) -> dict[str, str]:

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from ..core import plugins
-from .options import argument_lines
+from .options import argument_lines, options_of
 from .output import AsJson, show_json, show_table
 
 EXAMPLES = """
@@ -36,7 +36,7 @@ def _described(name: str) -> dict[str, Any]:
         "name": name,
         "doc": (inspect.getdoc(task) or "").partition("\n")[0],
         "fields": [dataclasses.asdict(field) for field in task().fields],
-        "options": {field.name: lines.get(field.name, "") for field in dataclasses.fields(task)},
+        "options": {field.name: lines.get(field.name, "") for field in options_of(task)},
     }
 
 

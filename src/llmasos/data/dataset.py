@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..core.errors import DataError, UsageError, shown
 from .arrow import LINE, Layout, Problems, Stored, number, place_of, store, structure
 from .columns import choose
+from .lines import joined
 from .origin import origin_of
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def read(
 
     Args:
         source: a list of (text, label), of texts or of dicts; a dict of columns; a pandas DataFrame;
-            a Hugging Face Dataset; the path of a .jsonl, .json, .csv, .tsv or .parquet file (or .gz).
+            a Hugging Face Dataset; the path of a .jsonl, .json, .csv, .tsv, .parquet or .txt file (or .gz).
         fields: the task's fields, which are looked for under their aliases.
         columns: the column of a field, where it has a name of its own: ``{"text": "review"}``.
         labelled: whether labels are wanted; without, none is needed and any is ignored.
@@ -151,7 +152,12 @@ def read(
     chosen = choose(origin.name, origin.content.columns, fields, columns, labelled=labelled)
     kinds = {field.name: field.kind for field in fields if field.name in chosen}
     layout = Layout(origin.name, chosen, kinds, origin.digits)
-    return Dataset(origin.name, chosen, store(origin.content.records, layout, problems, key=origin.key))
+    records, key = origin.content.records, origin.key
+    for field in fields:
+        if field.joins and field.name in chosen:
+            records = joined(records, chosen[field.name], field.joins)
+            key = key and f"{key}, lines joined to {field.joins}"
+    return Dataset(origin.name, chosen, store(records, layout, problems, key=key))
 
 
 def stream(

@@ -13,6 +13,7 @@ import difflib
 import gzip
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -23,8 +24,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import DataError, shown
+from . import squad
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "conll", "bio", "iob2")
+_TAGGED = ("conll", "bio", "iob2")
 _HEAD = 1000  # rows that are looked at to learn the names of the columns
 _LARGEST = 1 << 26  # characters of one row: beyond it, a bracket or a quote was left open
 _UTF8 = "save the file as UTF-8"
@@ -88,6 +91,11 @@ def open_file(path: Path, complain: Complain) -> Content:
         return _parquet(path, packed)
     if kind in ("csv", "tsv"):
         return _csv(path, packed, "," if kind == "csv" else "\t", complain)
+    if kind == "txt":
+        lines = enumerate(_lines(path, packed), 1)
+        return Content(["line"], (Record({"line": line.rstrip("\r\n")}, number) for number, line in lines))
+    if kind in _TAGGED:
+        return _tagged(path, packed, complain)
     return _json(path, packed, complain)
 
 
@@ -127,9 +135,12 @@ def _lines(path: Path, packed: bool) -> Iterator[str]:
 def _json(path: Path, packed: bool, complain: Complain) -> Content:
     """Read a list of objects or one object a line, whatever the name says."""
     lines = _lines(path, packed)
-    first, second = (*islice((line.strip() for line in _lines(path, packed) if line.strip()), 2), "", "")[:2]
+    begin = list(islice((line.strip() for line in _lines(path, packed) if line.strip()), 4))
+    first, second = (*begin, "", "")[:2]
     if first.startswith("["):
         records = _json_list(path.name, lines, complain)
+    elif not second.startswith("{") and squad.is_nested(" ".join(begin)):
+        records = map(Record, squad.questions(path.name, "".join(lines)))
     elif first:
         _check_one_a_line(path, first, second)
         records = _json_lines(path.name, lines, complain)
@@ -246,6 +257,44 @@ def _worded(error: Exception) -> str:
         return f"not JSON: {error.msg.lower()} at character {error.colno}"
     return "not JSON: nested too deeply"
 
+
+# -- words with tags ----------------------------------------------------------------------------------
+
+
+def _tagged(path: Path, packed: bool, complain: Complain) -> Content:
+    """Read a word a line, its tag in the last column, a blank line between sentences (CoNLL 2003).
+
+    Lines of one column alone are words without tags. A comment stands before a sentence: "# key = value".
+    """
+    records = _sentences(path, packed, complain)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{path.name} has no rows: no line has a word", hint="write one word a line, its tag behind it")
+    return Content(list(first.values), chain([first], records))
+
+
+def _sentences(path: Path, packed: bool, complain: Complain) -> Iterator[Record]:
+    wide, start = 0, 0
+    lines: list[list[str]] = []
+    for number, line in enumerate(chain(_lines(path, packed), ("",)), 1):
+        cells = _GAP.split(line.strip(" \t\r\n"))
+        is_comment = not lines and cells[0] == "#" and " = " in line
+        if cells[0] in ("", "-DOCSTART-"):
+            if lines:
+                tags = {"tags": [cells[-1] for cells in lines]} if wide > 1 else {}
+                yield Record({"tokens": [cells[0] for cells in lines], **tags}, start)
+            lines = []
+        elif not is_comment:
+            wide = wide or len(cells)
+            start = start if lines else number
+            if len(cells) == wide:
+                lines.append(cells)
+            else:
+                what = f"{path.name}, line {number}: found {len(cells)} columns, expected {wide} as before"
+                complain(what, "one word a line, its tag in the last column, and no spaces inside either")
+
+
+_GAP = re.compile(r"[ \t]+")  # and no other white space: a no-break space may be a word
 
 # -- tables -------------------------------------------------------------------------------------------
 

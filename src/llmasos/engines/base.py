@@ -20,7 +20,8 @@ class Engine(Protocol):
         """Return the model's outputs in the batch's order: (sequences, ...), or for output "token" (tokens, ...).
 
         For output "vocabulary" they are, of each supervised token, minus the logarithm of the probability that
-        it was given, and whether it was the most likely one: (supervised tokens, 2).
+        it was given, and whether it was the most likely one: (supervised tokens, 2). Where the task asks for
+        the ``likeliest`` tokens, their ids and the logarithms of their probabilities follow, (..., 2 + 2 x likeliest).
         """
 
 

@@ -25,14 +25,16 @@ class TorchEngine:
         output: what the task reads (``Task.output``).
         precision: "float32" or "bfloat16".
         speed: "auto" or "plain" (transformers' own forward always).
+        likeliest: for output "vocabulary", how many of the likeliest tokens to give of each place.
     """
 
     def __init__(
-        self, model: Any, pad_id: int, *, output: str = "row", precision: str = "float32", speed: str = "auto"
-    ) -> None:
+        self, model: Any, pad_id: int, *, output: str = "row", precision: str = "float32", speed: str = "auto",
+        likeliest: int = 0,
+    ) -> None:  # fmt: skip
         self.model = model.eval()
         self.pad_id = pad_id
-        self.output = output
+        self.output, self.likeliest = output, likeliest
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
         self.device = next(model.parameters()).device
         self._architecture: Architecture | None = None
@@ -51,7 +53,7 @@ class TorchEngine:
         if self.output == "vocabulary":
             assert batch.targets is not None
             targets = batch.target_tensor(self.device)[supervised(batch, self.device)]
-            return token_scores(out, targets).cpu().numpy()
+            return token_scores(out, targets, self.likeliest).cpu().numpy()
         assert isinstance(out, torch.Tensor)
         return out.float().cpu().numpy()
 

@@ -69,8 +69,11 @@ def _losses(outputs: Tensor | Projected, targets: Tensor, smoothing: float) -> l
     return [checkpoint(piece, states, wanted, use_reentrant=False) for states, wanted in pieces]
 
 
-def token_scores(outputs: Tensor | Projected, targets: Tensor) -> Tensor:
-    """Return the negative log probability of each place's target, and whether it was the likeliest, (places, 2)."""
+def token_scores(outputs: Tensor | Projected, targets: Tensor, likeliest: int = 0) -> Tensor:
+    """Return the negative log probability of each place's target, and whether it was the likeliest, (places, 2).
+
+    With ``likeliest``, the ids of so many likeliest tokens follow, and the logarithms of their probabilities.
+    """
     if isinstance(outputs, Tensor):
         outputs = Projected(outputs, lambda logits: logits, outputs.shape[-1])
     parts = []
@@ -78,5 +81,9 @@ def token_scores(outputs: Tensor | Projected, targets: Tensor) -> Tensor:
     for states, wanted in zip(torch.split(outputs.hidden, size), torch.split(targets, size), strict=True):
         logits = outputs.head(states).float()
         loss = functional.cross_entropy(logits, wanted, reduction="none")
-        parts.append(torch.stack([loss, (logits.argmax(-1) == wanted).float()], dim=1))
-    return torch.cat(parts) if parts else outputs.hidden.new_zeros(0, 2)
+        columns = [torch.stack([loss, (logits.argmax(-1) == wanted).float()], dim=1)]
+        if likeliest:
+            best = logits.log_softmax(-1).topk(min(likeliest, logits.shape[-1]), dim=-1)
+            columns += [best.indices.float(), best.values]  # ids below 2^24 are exact in float32
+        parts.append(torch.cat(columns, dim=1))
+    return torch.cat(parts) if parts else outputs.hidden.new_zeros(0, 2 + 2 * likeliest)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..data.batching import Batch
     from ..data.encoding import Encoded
     from ..metrics.base import Scorer
-    from ..metrics.tokens import TokenScorer
 
 PIECE = 8192
 """Characters of a piece of running text: a few thousand tokens, and enough pieces in a small book to set some aside."""
@@ -75,12 +74,6 @@ class PlainTextTask(Task):
         """The number of supervised tokens."""
         assert batch.targets is not None
         return float(np.count_nonzero(batch.targets != IGNORED))
-
-    def scorer(self) -> TokenScorer:
-        """Return an empty scorer."""
-        from ..metrics.tokens import TokenScorer
-
-        return TokenScorer()
 
     def score(self, scorer: Scorer, outputs: Any, part: Encoded, rows: Sequence[Row]) -> None:
         """Feed the scorer with the tokens of each row, and the bytes of its text."""

@@ -40,6 +40,8 @@ class Field:
         answer: whether it is what a model shall learn to give, so that prediction does without it.
         required: whether a row without it is an error. Labels are not required for prediction.
         doc: one line for error messages and ``--help``.
+        joins: rows of this field are lines of one running text: they are read as pieces of at least so many
+            characters, see ``data/lines.py``; 0 for rows that stand alone.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Field:
     required: bool = True
     doc: str = ""
     answer: bool | None = None
+    joins: int = 0
 
     @property
     def is_answer(self) -> bool:
@@ -72,6 +75,7 @@ class Encoding(NamedTuple):
     entry or line per example, or one array per sequence; None without labels. ``rows``: for each example the
     place of its row, rising, where a row may give several (windows over a long text) or none; None for one each.
     ``problems``: what only a tokenizer shows to be wrong, by the place of the row, which then gives no example.
+    ``context``: what ``decode`` needs besides, and nobody else reads.
     """
 
     ids: list[NDArray[np.int32]]
@@ -80,6 +84,11 @@ class Encoding(NamedTuple):
     targets: NDArray[Any] | list[NDArray[Any]] | None = None
     rows: list[int] | None = None
     problems: dict[int, Problem] | None = None
+    context: Any = None
+
+
+SETTLED: dict[str, Any] = {"settled": True}
+"""Metadata of a task's dataclass field that ``fitted`` fills in and nobody sets."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,11 @@ class Task(ABC):
 
         A class variable, unless it depends on what is settled; so are ``group`` and ``joint``.
         """
+
+    @property
+    def likeliest(self) -> int:
+        """Of output "vocabulary": how many of the likeliest tokens ``decode`` is given for each place."""
+        return 0
 
     @property
     def group(self) -> int:
