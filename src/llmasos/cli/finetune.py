@@ -27,7 +27,7 @@ llmasos finetune --config recipe.yaml --set seed=1 --output my-model --overwrite
 """
 
 HEADLINE = ("accuracy", "f1_macro", "f1_micro", "mcc")
-"""Metrics that a summary shows; ``llmasos evaluate`` shows all."""
+"""Metrics of classes that a summary shows; ``llmasos evaluate`` shows all, and so do summaries of other tasks."""
 
 
 @with_flags(*job_flags(), *task_flags(), *config_flags(FinetuneConfig))
@@ -88,4 +88,5 @@ def show_run(result: Run) -> None:
     if result.report is None:
         print("no validation rows: nothing was scored")
         return
-    show_report(result.report, names=HEADLINE)
+    metrics = result.report.metrics
+    show_report(result.report, names=HEADLINE if HEADLINE[0] in metrics else tuple(metrics))

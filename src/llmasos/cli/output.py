@@ -72,7 +72,8 @@ def show_report(report: Report, *, names: Sequence[str] = (), classes: int = 20,
     show_table(rows, right=(1, 2, 3))
     if names:
         return
-    _show_classes(report, classes)
+    if report.per_class:
+        _show_classes(report, classes)
     if report.confusion is not None and len(report.confusion.labels) <= confusion:
         print("\nactual (down), predicted (across)")
         header = ("", *report.confusion.labels)

@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 import typer
 
@@ -26,6 +26,7 @@ from .output import AsJson, say, show_json
 
 if TYPE_CHECKING:
     from ..llm import LLM
+    from ..tasks.base import Task
 
 EXAMPLES = """
 llmasos predict my-model "Where is my parcel?" "I cannot log in"
@@ -33,8 +34,26 @@ llmasos predict my-model --data in.jsonl --output out.jsonl
 cat messages.txt | llmasos predict my-model > answers.jsonl
 """
 
-Answer = tuple[dict[str, Any], dict[str, Any]]
-"""A row as it came in, and the prediction for it, both as JSON types."""
+
+class Answer(NamedTuple):
+    """A row as it came in, and the prediction for it, both as JSON types; the prediction also as one line."""
+
+    row: dict[str, Any]
+    content: dict[str, Any]
+    line: str
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that were given, if it is labels that the task gives."""
+        one = [self.content["label"]] if "label" in self.content else []
+        return list(map(str, self.content.get("labels", one)))
+
+
+class Written(NamedTuple):
+    """How many answers a file has, and how often each label was given, where answers are labels."""
+
+    rows: int
+    labels: Counter[str]
 
 
 @with_flags(*config_flags(PredictConfig))
@@ -44,7 +63,7 @@ def run(
     *,
     data: Annotated[str | None, typer.Option(metavar="FILE", help="a file of texts; labels are not needed")] = None,
     output: Annotated[
-        str | None, typer.Option(metavar="FILE", help=".jsonl, or .csv and .tsv (label and score only)")
+        str | None, typer.Option(metavar="FILE", help=".jsonl, or .csv and .tsv (without the scores of all labels)")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output file")] = False,
     columns: Columns = None,
@@ -68,41 +87,54 @@ def run(
     llm = LLM.from_pretrained(model)
     answers = _answers(llm, _rows(llm, texts, data, mapping), options)
     if write is None and as_json:
-        show_json({"model": model, "predictions": [{**row, **answer} for row, answer in answers]})
+        show_json({"model": model, "predictions": [{**a.row, **a.content} for a in answers]})
         return
     if write is None:
         _show(answers, readable=sys.stdout.isatty())
         return
     start = time.perf_counter()
-    labels = write(answers)
-    rows, seconds = labels.total(), time.perf_counter() - start
+    written = write(answers)
+    seconds = time.perf_counter() - start
     if as_json:
-        show_json({"output": output, "rows": rows, "seconds": seconds, "labels": labels})
+        labels = {"labels": written.labels} if written.labels else {}
+        show_json({"output": output, "rows": written.rows, "seconds": seconds, **labels})
     else:
-        say(f"{rows:,} predictions in {duration(seconds)}: {output}")
+        say(f"{written.rows:,} predictions in {duration(seconds)}: {output}")
 
 
 def _rows(
     llm: LLM, texts: list[str] | None, data: str | None, columns: dict[str, str] | None
 ) -> Iterator[dict[str, Any]]:
-    if texts:
-        return ({"text": text} for text in texts)
+    if llm.task is None:
+        raise NotFittedError(f"{llm.ref} has no task yet", hint="finetune it first")
     if data:
         from ..data.dataset import stream
 
-        if llm.task is None:
-            raise NotFittedError(f"{llm.ref} has no task yet", hint="finetune it first")
         return stream(data, llm.task.fields, columns=columns)
-    return _typed_rows()
+    field = _text_field(llm.task)
+    return ({field: text} for text in texts) if texts else _typed_rows(field)
 
 
-def _typed_rows() -> Iterator[dict[str, Any]]:
+def _text_field(task: Task) -> str:
+    """Return the field that texts given one by one are meant for."""
+    fields = [field for field in task.fields if not field.is_answer]
+    needed = [field.name for field in fields if field.required]
+    texts = [field.name for field in fields if field.kind in ("text", "content")]
+    if not texts or any(name != texts[0] for name in needed):
+        raise UsageError(
+            f"a row of {task.tag} is more than one text: {', '.join(needed or texts)}",
+            hint="write the rows into a file and pass --data",
+        )
+    return texts[0]
+
+
+def _typed_rows(field: str) -> Iterator[dict[str, Any]]:
     if sys.stdin.isatty():
         say("type a text and Enter; end with Ctrl-D")
     number = 0
     try:
         for number, line in enumerate(sys.stdin, 1):  # noqa: B007  the handler below names the line
-            yield {"text": line.rstrip("\r\n")}
+            yield {field: line.rstrip("\r\n")}
     except UnicodeDecodeError as error:
         raise DataError(
             f"standard input, near line {number + 1}: not UTF-8", hint="convert it, for example with iconv"
@@ -119,7 +151,26 @@ def _answers(llm: LLM, rows: Iterable[dict[str, Any]], options: dict[str, Any]) 
             yield row
 
     for prediction in llm.predict(remembered(), progress=_say_note, **options):
-        yield waiting.popleft(), prediction.as_dict()
+        row, content = waiting.popleft(), prediction.as_dict()
+        yield Answer(row, content, _line_of(row, prediction, content))
+
+
+def _line_of(row: dict[str, Any], prediction: Any, content: dict[str, Any]) -> str:
+    """Word an answer: as it words itself (``__str__``), by label and score, or as JSON; then the row's texts."""
+    if "__str__" in vars(type(prediction)):
+        words = str(prediction)
+    elif "label" in content and "score" in content:
+        label = ", ".join(map(str, content["labels"])) or "(none)" if "labels" in content else content["label"]
+        words = f"{label}  {content['score']:.3f}"
+    else:
+        words = json.dumps(content, ensure_ascii=False)
+    return f"{words}  {' | '.join(map(_shown, row.values()))}"
+
+
+def _shown(value: Any) -> str:
+    """Word the content of a field; words in a list as the sentence that they are."""
+    words = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return " ".join(value) if words else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _say_note(event: Event) -> None:
@@ -128,16 +179,16 @@ def _say_note(event: Event) -> None:
 
 
 def _show(answers: Iterable[Answer], *, readable: bool) -> None:
-    for row, answer in answers:
-        if readable:
-            label = ", ".join(map(str, answer["labels"])) or "(none)" if "labels" in answer else answer["label"]
-            print(f"{label}  {answer['score']:.3f}  {' | '.join(map(str, row.values()))}", flush=True)
-        else:
-            print(json.dumps({**row, **answer}, ensure_ascii=False), flush=True)
+    for answer in answers:
+        print(answer.line if readable else _json(answer), flush=True)
 
 
-def _writer(path: Path, overwrite: bool) -> Callable[[Iterable[Answer]], Counter[str]]:
-    """Return what writes answers to a file that is there whole or not at all, and counts the labels."""
+def _json(answer: Answer) -> str:
+    return json.dumps({**answer.row, **answer.content}, ensure_ascii=False)
+
+
+def _writer(path: Path, overwrite: bool) -> Callable[[Iterable[Answer]], Written]:
+    """Return what writes answers to a file that is there whole or not at all, and counts them and their labels."""
     kinds = {".jsonl": _write_jsonl, ".csv": _write_csv, ".tsv": _write_csv}
     if path.suffix not in kinds:
         raise UsageError(f"--output {path}: this kind of file is not written", hint=f"one of {', '.join(kinds)}")
@@ -146,13 +197,15 @@ def _writer(path: Path, overwrite: bool) -> Callable[[Iterable[Answer]], Counter
     if not path.absolute().parent.is_dir():
         raise UsageError(f"the folder {path.absolute().parent} does not exist", hint="make it first")
 
-    def write(answers: Iterable[Answer]) -> Counter[str]:
-        labels: Counter[str] = Counter()
+    def write(answers: Iterable[Answer]) -> Written:
+        rows, labels = 0, Counter[str]()
 
         def counted() -> Iterator[Answer]:
-            for row, answer in answers:
-                labels.update(map(str, answer.get("labels", [answer["label"]])))
-                yield row, answer
+            nonlocal rows
+            for answer in answers:
+                rows += 1
+                labels.update(answer.labels)
+                yield answer
 
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         try:
@@ -164,20 +217,21 @@ def _writer(path: Path, overwrite: bool) -> Callable[[Iterable[Answer]], Counter
         finally:
             with contextlib.suppress(FileNotFoundError):
                 fresh.unlink()
-        return labels
+        return Written(rows, labels)
 
     return write
 
 
 def _write_jsonl(answers: Iterable[Answer], file: TextIO) -> None:
-    for row, answer in answers:
-        file.write(json.dumps({**row, **answer}, ensure_ascii=False) + "\n")
+    for answer in answers:
+        file.write(_json(answer) + "\n")
 
 
 def _write_csv(answers: Iterable[Answer], file: TextIO) -> None:
     writer = None
-    for row, answer in answers:
-        cells = row | {k: json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for k, v in answer.items()}
+    for answer in answers:
+        content = {**answer.row, **answer.content}
+        cells = {k: json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for k, v in content.items()}
         cells.pop("scores", None)
         if writer is None:
             tabs = ".tsv." in Path(file.name).name

@@ -45,6 +45,13 @@ def choose(
             chosen[field.name] = column
         elif field.required:
             raise _missing(name, available, field)
+    contents = [field for field in fields if not field.is_answer]
+    if not any(field.name in chosen for field in contents):
+        raise DataError(
+            f"{name} has no column that the task reads; columns found: {', '.join(available) or 'none'}",
+            hint=f'name one with columns={{"{contents[0].name}": "{available[0] if available else "..."}"}}; '
+            f"fields: {', '.join(field.name for field in contents)}",
+        )
     return chosen
 
 

@@ -277,7 +277,7 @@ def _sentences(path: Path, packed: bool, complain: Complain) -> Iterator[Record]
     wide, start = 0, 0
     lines: list[list[str]] = []
     for number, line in enumerate(chain(_lines(path, packed), ("",)), 1):
-        cells = _GAP.split(line.strip(" \t\r\n"))
+        cells = (_TAB if "\t" in line else _GAP).split(line.strip(" \t\r\n"))
         is_comment = not lines and cells[0] == "#" and " = " in line
         if cells[0] in ("", "-DOCSTART-"):
             if lines:
@@ -294,7 +294,7 @@ def _sentences(path: Path, packed: bool, complain: Complain) -> Iterator[Record]
                 complain(what, "one word a line, its tag in the last column, and no spaces inside either")
 
 
-_GAP = re.compile(r"[ \t]+")  # and no other white space: a no-break space may be a word
+_TAB, _GAP = re.compile(r" *\t *"), re.compile(" +")  # and no other white space: a no-break space may be a word
 
 # -- tables -------------------------------------------------------------------------------------------
 

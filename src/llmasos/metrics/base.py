@@ -9,7 +9,7 @@ calibration error has an interval of its own kind, see ``calibration_interval``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -56,6 +56,7 @@ class Report:
         per_class: for each label ``precision``, ``recall`` and ``f1`` as intervals, and ``support``,
             the number of rows that carry it.
         confusion: the confusion matrix; None where rows carry several labels.
+        signatures: for metrics of which there are many kinds (BLEU), exactly how it was computed.
     """
 
     rows: int
@@ -63,6 +64,7 @@ class Report:
     baseline: dict[str, float]
     per_class: dict[str, dict[str, Any]]
     confusion: Confusion | None = None
+    signatures: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -75,14 +77,15 @@ class Report:
                 for label, scores in self.per_class.items()
             },
             "confusion": None if self.confusion is None else vars(self.confusion).copy(),
+            **({"signatures": dict(self.signatures)} if self.signatures else {}),
         }
 
 
 class Scorer(Protocol):
     """Collects what metrics need from batches of logits and targets."""
 
-    def add(self, logits: NDArray[Any], targets: NDArray[Any]) -> None:
-        """Take in one batch. logits: (rows, outputs); targets as the task gives them."""
+    def add(self, outputs: Any, targets: Any, /) -> None:
+        """Take in some rows: what the model gave for them and what is right, as the task's ``score`` has both."""
 
     def values(self) -> dict[str, float]:
         """Return the point values so far; quick enough for every evaluation during training."""

@@ -155,13 +155,13 @@ class TokenClassificationTask(Task):
     def fields(self) -> tuple[Field, ...]:
         """Words with tags, or a text with spans."""
         return (
+            Field("text", ("text", "sentence", "content"), required=False, doc="a text, where words are not given"),
+            Field("spans", ("spans", "entities"), kind="json", required=False, answer=True,
+                  doc='the entities of a text: {"start", "end", "label"}, in characters'),
             Field("tokens", ("tokens", "words"), kind="json", required=False,
                   doc="the words, a list; or one string with spaces between them"),
             Field("tags", ("tags", "ner_tags", "labels", "pos_tags"), kind="json", required=False, answer=True,
-                  doc="a tag for each word"),
-            Field("text", ("text", "sentence", "content"), required=False, doc="a text, where there are no words"),
-            Field("spans", ("spans", "entities"), kind="json", required=False, answer=True,
-                  doc='the entities of a text: {"start", "end", "label"}, in characters'),
+                  doc="a tag for each of the words"),
         )  # fmt: skip
 
     def problem(self, row: Row, *, labelled: bool = True) -> Problem | None:
