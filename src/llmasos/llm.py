@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
 from .core.config import Config, EvaluateConfig, FinetuneConfig, PredictConfig, read_recipe
-from .core.errors import BundleError, NotFittedError, TrainingError, TruncatedWarning, UsageError
+from .core.errors import BundleError, LLMasOSError, NotFittedError, TrainingError, TruncatedWarning, UsageError
 from .core.events import Event
 from .data.files import FORMATS
 from .tasks.base import Task
@@ -360,6 +360,19 @@ class LLM:
             }
         return self._engines[key]
 
+    def _untrained(self, task: Task, config: PredictConfig) -> TorchEngine:
+        """Return what runs the model as it was before its training."""
+        base = self._origin.get("base") or {"ref": self.ref}
+        try:
+            before = type(self).from_pretrained(base["ref"], revision=base.get("revision"))
+        except LLMasOSError as error:
+            raise BundleError(
+                f"its scores compare with the model before its training, which cannot be opened: {error.message}",
+                hint=f"bring {base['ref']} back to where it was",
+            ) from error
+        before.task = task
+        return before._engine(config)
+
     def _max_length(self, config: PredictConfig) -> int:
         from .loading import longest_input
 
@@ -402,7 +415,7 @@ class LLM:
         from .data.dataset import read
         from .data.encoding import encode
         from .data.ledger import Ledger
-        from .evaluation import evaluate
+        from .evaluation import evaluate, referenced
 
         task = self._fitted()
         yield Phase("read")
@@ -417,6 +430,9 @@ class LLM:
         for name, what in (("truncated", f"cut to {length} tokens"), ("dropped", "left out")):
             if account[name]:
                 yield Note(f"{account[name]} of {account['rows']} rows are {what}", "warning")
+        if task.needs_reference:
+            yield Phase("reference", len(encoded))
+            encoded = referenced(self._untrained(task, config), task, encoded, batch_size=config.batch_size)
         yield Phase("evaluate", len(encoded))
         _, scorer = evaluate(self._engine(config), task, encoded, rows, batch_size=config.batch_size)
         yield Progress(len(encoded))

@@ -21,7 +21,7 @@ from llmasos.data.batching import Batch, encoded, gather, split
 from llmasos.data.dataset import read
 from llmasos.data.encoding import Encoded, encode, flattened
 from llmasos.engines.torch import TorchEngine
-from llmasos.evaluation import computed, evaluate, in_order
+from llmasos.evaluation import computed, evaluate, in_order, referenced
 from llmasos.loading import load_model
 from llmasos.metrics.base import LOWER_IS_BETTER
 from llmasos.tasks.base import Row, Task
@@ -99,6 +99,8 @@ def case(request: pytest.FixtureRequest, folders: Any) -> Case:
     task, _ = task.fitted(rows, llm.tokenizer)
     data = encode(read(rows, task.fields), task, llm.tokenizer, LENGTH)
     model = load_model(llm.located.path, task, seed=3).model.eval()
+    if task.needs_reference:
+        data = referenced(TorchEngine(model, 0, output=task.output, speed="plain"), task, data)
     return Case(name, task, rows, llm.tokenizer, model, data)
 
 

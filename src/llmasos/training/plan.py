@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ from ..core import hardware
 from ..core.config import FinetuneConfig, asked_threads
 from ..core.events import Event, Note, Phase
 from ..data.batching import epoch_order, gather
-from ..evaluation import evaluate
-from ..loading import longest_input
+from ..evaluation import evaluate, referenced
+from ..loading import load_config, longest_input
 from ..saving import write_weights
 from ..tasks.base import Task
 from .prepare import Prepared, prepare
@@ -31,6 +31,7 @@ from .run import _noting, ready
 from .trainer import Setup, Stepper, evaluation_steps
 
 if TYPE_CHECKING:
+    from ..data.encoding import Encoded
     from ..sources.base import Located
 
 SAMPLE = 20_000
@@ -93,7 +94,7 @@ def plan(
     with tempfile.TemporaryDirectory() as scratch:
         prepared: Prepared = yield from _noting(
             prepare(
-                task, data, eval_data, columns=columns, tokenizer=tokenizer,
+                task.suited(load_config(located.path)), data, eval_data, columns=columns, tokenizer=tokenizer,
                 limit=longest_input(located.path, tokenizer), config=config,
                 folder=Path(scratch), scratch=Path(scratch) / "arrays", most=SAMPLE,
             ),
@@ -106,6 +107,8 @@ def plan(
         notes += said
         phases["load"] = time.perf_counter() - clock
         yield Phase("measure")
+        setup, seconds = _with_reference(model, setup, prepared)
+        phases |= {"reference": seconds} if seconds else {}
         phases["train"] = _training_seconds(model, setup, prepared)
         phases["evaluate"] = _evaluation_seconds(model, setup, prepared)
         clock = time.perf_counter()
@@ -182,6 +185,29 @@ def _fit(measured: list[tuple[int, float]], steps: int, tokens: float) -> float:
     slope = min(max(slope, 0.0), float((y / x).min()))
     constant = max(0.0, float(np.median(y - slope * x)))
     return constant * steps + slope * tokens
+
+
+def _with_reference(model: Any, setup: Setup, prepared: Prepared) -> tuple[Setup, float]:
+    """Let the model answer for some examples, where the task compares with it; the others are taken to be alike.
+
+    Returns also the seconds that all would take.
+    """
+    if not setup.task.needs_reference:
+        return setup, 0.0
+    engine, few = setup.engine(model), setup.train.head(256)
+    referenced(engine, setup.task, few.head(1))  # warms up, and proves the packed forward
+    clock = time.perf_counter()
+    answers = referenced(engine, setup.task, few).reference
+    each = (time.perf_counter() - clock) / few.tokens
+    assert answers is not None
+
+    def repeated(data: Encoded) -> Encoded:
+        return replace(data, reference=np.resize(answers, (len(data), *answers.shape[1:])))
+
+    held = setup.evaluation
+    tokens = setup.train.tokens * prepared.scale + (0 if held is None else held.tokens * prepared.evaluation_scale)
+    held = None if held is None else repeated(held)
+    return replace(setup, train=repeated(setup.train), evaluation=held), each * tokens
 
 
 def _evaluation_seconds(model: Any, setup: Setup, prepared: Prepared) -> float:
