@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -626,3 +628,9 @@ def test_a_question_alone_is_refused_with_what_is_missing(trained, capsys):
     assert "question, context" in capsys.readouterr().err
     with pytest.raises(DataError, match="no column for context"):
         trained[0].predict("how many?")
+
+
+def test_the_example_runs(folder, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "examples"))
+    importlib.import_module("question_answering").main(str(folder), epochs=1)
+    assert "F1 on the rows themselves" in capsys.readouterr().out
