@@ -13,17 +13,21 @@ if TYPE_CHECKING:
     from .llm import LLM
     from .tasks.fill_mask import MaskedLanguageModelingTask
     from .tasks.language_modeling import LanguageModelingTask
+    from .tasks.preference import PreferenceTask
     from .tasks.question_answering import QuestionAnsweringTask
     from .tasks.sentence_similarity import SentenceSimilarityTask
     from .tasks.text_classification import TextClassificationTask
+    from .tasks.text_generation import ChatTask
     from .tasks.token_classification import TokenClassificationTask
 
 __version__ = "0.1.0"
 __all__ = [
     "LLM",
+    "ChatTask",
     "LLMasOSError",
     "LanguageModelingTask",
     "MaskedLanguageModelingTask",
+    "PreferenceTask",
     "QuestionAnsweringTask",
     "SentenceSimilarityTask",
     "TextClassificationTask",
@@ -32,6 +36,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "PreferenceTask": ".tasks.preference",
+    "ChatTask": ".tasks.text_generation",
     "LLM": ".llm",
     "LLMasOSError": ".core.errors",
     "LanguageModelingTask": ".tasks.language_modeling",
