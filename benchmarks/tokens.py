@@ -1,9 +1,10 @@
 """Tagging words: MiniLM on WNUT-17's 3.4k sentences, raw rows to saved model, against transformers.Trainer.
 
 Three epochs, batch 32, learning rate 2e-4 falling linearly without warm-up, no weight decay, gradient norm
-clipped at 1.0 for every candidate. The clock covers reading, tokenising, training, evaluation (Trainer once at the
-end, LLMasOS after each epoch) and saving; it starts when the libraries are imported. The F1 is that of the saved folder: one function for all tags the
-validation sentences with transformers' own forward and lets seqeval score them.
+clipped at 1.0 for every candidate. The clock covers reading, tokenising, training, evaluation (Trainer once at
+the end, LLMasOS after each epoch) and saving; it starts when the libraries are imported. The F1 is that of the
+saved folder: one function for all tags the validation sentences with transformers' own forward and lets seqeval
+score them.
 """
 
 from __future__ import annotations
