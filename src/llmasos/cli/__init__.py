@@ -19,6 +19,7 @@ VERBS = {
     "quickstart": "Fine-tune a small model on sample data, or on yours, in minutes.",
     "doctor": "Show what this machine has, what is used of it and what is missing.",
     "tasks": "List what a model can be tuned for, and the fields of its data.",
+    "data": "Show rows as the model sees them, and what of them it learns.",
     "plan": "Tell what a fine-tuning will take, before it starts.",
     "finetune": "Tune a pretrained model on your data and save it.",
     "evaluate": "Score a saved model on labelled data.",
