@@ -16,6 +16,7 @@ import pytest
 from llmasos.cli import VERBS, command_of, examples_of, main
 from llmasos.cli.options import settle
 from llmasos.cli.output import show_table
+from llmasos.core import plugins
 from llmasos.core.config import FinetuneConfig, PredictConfig
 from llmasos.tasks.text_classification import TextClassificationTask
 from tiny import save_tiny_bert
@@ -138,7 +139,10 @@ def test_the_doctor_says_how_many_threads_it_was_told_to_use(run, monkeypatch):
 
 
 def test_tasks_lists_fields_and_options(run):
-    (task,) = json.loads(run("tasks", "--json")[1])["tasks"]
+    tasks = {task["name"]: task for task in json.loads(run("tasks", "--json")[1])["tasks"]}
+    assert set(tasks) == set(plugins.names("tasks"))
+    assert all(task["default_metric"] in task["metrics"] for task in tasks.values())
+    task = tasks["text-classification"]
     assert task["name"] == "text-classification"
     assert [field["name"] for field in task["fields"]] == ["text", "text_pair", "label"]
     assert task["options"].keys() == {field.name for field in fields(TextClassificationTask)}

@@ -17,7 +17,7 @@ llmasos tasks --json
 
 
 def run(*, as_json: AsJson = False) -> None:
-    """List what a model can be tuned for, the fields of its data, and the options of each."""
+    """List what a model can be tuned for, the fields of its data, its metrics and the options of each."""
     tasks = [_described(name) for name in plugins.names("tasks")]
     if as_json:
         show_json({"tasks": tasks})
@@ -25,8 +25,9 @@ def run(*, as_json: AsJson = False) -> None:
     for task in tasks:
         print(f"{task['name']}: {task['doc']}\n")
         show_table([("field", "", "what", "columns found by themselves"), *map(_field_row, task["fields"])])
-        print()
+        print(f"\nmetrics: {', '.join(task['metrics'])} (the best model is picked by {task['default_metric']})\n")
         show_table([("option", "what"), *task["options"].items()])
+        print()
 
 
 def _described(name: str) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def _described(name: str) -> dict[str, Any]:
         "name": name,
         "doc": (inspect.getdoc(task) or "").partition("\n")[0],
         "fields": [dataclasses.asdict(field) for field in task().fields],
+        "metrics": list(task().metric_names),
+        "default_metric": task.default_metric,
         "options": {field.name: lines.get(field.name, "") for field in options_of(task)},
     }
 
