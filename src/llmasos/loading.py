@@ -157,12 +157,12 @@ def _base_of(folder: Path, adapter: Adapter, base: str | Path | None) -> Path:
     except UsageError as error:
         raise BundleError(
             f"the adapter in {folder} needs its base model {ref}: {error.message}",
-            hint="base=... (--base) says where it is now",
+            hint="base=... of from_pretrained (--base of `llmasos merge`) says where it is now",
         ) from error
     if bundle.is_adapter(place) or weight_hashes(place) != adapter.base["files"]:
         raise BundleError(
             f"the adapter in {folder} was trained on other weights than those of {ref} (their sha256 differs)",
-            hint=f"base=... (--base) takes the unchanged {adapter.base['ref']}",
+            hint=f"base=... of from_pretrained takes a folder with the unchanged {adapter.base['ref']}",
         )
     return place
 

@@ -162,9 +162,7 @@ def _targets(model: Any, wanted: str | None, excluded: tuple[str, ...]) -> tuple
     there = _linear(model, excluded)
     leaves = sorted({name.rpartition(".")[2] for name in there})
     if wanted is None:
-        known = peft().utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
-        usual = known if isinstance(known, list) and not _generates(model) else leaves
-        return tuple(name for name in usual if name in leaves) or tuple(leaves)
+        return _usual(model, there, leaves)
     names = tuple(part.strip() for part in wanted.split(",") if part.strip())
     if names == (ALL,):
         return tuple(leaves)
@@ -176,6 +174,16 @@ def _targets(model: Any, wanted: str | None, excluded: tuple[str, ...]) -> tuple
             hint=f"{did_you_mean(word, leaves)}{ALL}, or some of {', '.join(leaves)}",
         )
     return tuple(sorted(set(names)))
+
+
+def _usual(model: Any, there: list[str], leaves: list[str]) -> tuple[str, ...]:
+    """Every linear layer of a decoder; else the projections of attention that peft names, or that are found."""
+    if _generates(model):
+        return tuple(leaves)
+    known = peft().utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+    named = tuple(name for name in known if name in leaves) if isinstance(known, list) else ()
+    elsewhere = {name.rpartition(".")[2] for name in there if not {"attention", "attn"} & set(name.split("."))}
+    return named or tuple(name for name in leaves if name not in elsewhere) or tuple(leaves)
 
 
 def _linear(model: Any, excluded: tuple[str, ...]) -> list[str]:
