@@ -23,7 +23,7 @@ LAYERS = (
     ("training",),
     ("evaluation", "prediction"),
     ("engines",),
-    ("architectures", "loading", "saving"),
+    ("architectures", "loading", "saving", "scratch"),
     ("tasks",),
     ("metrics",),
     ("sources", "data"),

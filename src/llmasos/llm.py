@@ -78,6 +78,28 @@ class LLM:
             raise UsageError(f"base={str(base)!r}, but {ref} is no adapter", hint="leave base out")
         return cls(located._replace(base=base))
 
+    @classmethod
+    def from_config(
+        cls, config: str | Path | Mapping[str, Any], *, tokenizer: str | Path, seed: int = 0,
+        output: str | Path | None = None, overwrite: bool = False,
+    ) -> Self:  # fmt: skip
+        """Make a model of random weights, to be trained from scratch.
+
+        Args:
+            config: a preset (``"llama-10m"``), a mapping with transformers' ``model_type`` and its options, or the
+                path of a ``config.json``.
+            tokenizer: the folder of a tokenizer (``llmasos tokenizer train`` makes one), or a model that has one.
+            seed: what the weights are drawn from.
+            output: folder for the untrained model; in ``LLMASOS_HOME`` if not given.
+            overwrite: replace an existing output.
+
+        Raises:
+            UsageError: no such preset, architecture or option.
+        """
+        from .scratch import create
+
+        return cls.from_pretrained(create(config, tokenizer, seed=seed, output=output, overwrite=overwrite))
+
     @property
     def ref(self) -> str:
         """What the model was asked for as."""

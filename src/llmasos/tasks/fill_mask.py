@@ -199,8 +199,8 @@ class MaskedLanguageModelingTask(PlainTextTask):
 
     @classmethod
     def sample(cls) -> tuple[Self, list[dict[str, Any]]]:
-        """Words of one letter each, repeated, so that a hidden one is known from its neighbours."""
-        return cls(), [{"text": letter * 30} for letter in "abcdefgh" for _ in range(3)]
+        """The alphabet, so that a hidden letter is known from its place and its neighbours."""
+        return cls(), [{"text": f"{number} abcdefghijklmnopqrstuvwxyz"} for number in range(48)]
 
     @property
     def _known(self) -> Vocabulary:
