@@ -18,6 +18,7 @@ from llmasos.cli import main
 from llmasos.core.errors import DataError, TrainingError, UsageError
 from llmasos.data.batching import gather, split
 from llmasos.data.dataset import read
+from llmasos.data.dataset import split as divide
 from llmasos.data.encoding import encode, flattened
 from llmasos.loading import load_model
 from llmasos.metrics.answers import AnswerScorer, Gold, is_chinese, normalized, scored, segments
@@ -189,6 +190,37 @@ def test_questions_without_an_answer_are_wrong_where_each_has_one():
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(UsageError, match=next(iter(options))):
         QuestionAnsweringTask(**options)
+
+
+def test_a_hugging_face_dataset_keeps_its_nested_answers():
+    from datasets import Dataset
+
+    table = Dataset.from_list([{"id": "1", **ROW}, {"id": "2", **ROW, "answers": NONE}])
+    rows = read(table, QuestionAnsweringTask().fields).rows([0, 1])
+    assert [r["answers"] for r in rows] == [ROW["answers"], NONE]
+
+
+def test_a_row_is_also_a_pair_of_question_and_context():
+    task = QuestionAnsweringTask()
+    rows = read([("when?", CONTEXT)], task.fields, labelled=False).rows([0])
+    assert rows == [{"question": "when?", "context": CONTEXT}]
+
+
+def test_rows_set_aside_share_no_context_with_those_left():
+    rows = [row(f"text {i // 3} says {i // 3}", question=f"q{i}") for i in range(30)]
+    dataset = read(rows, QuestionAnsweringTask().fields)
+    for seed in (0, 1):
+        left, held = divide(dataset, 0.2, seed, QuestionAnsweringTask.undivided)
+        contexts = [{r["context"] for r in part.rows(range(len(part)))} for part in (left, held)]
+        assert not contexts[0] & contexts[1]
+        assert (len(left), len(held)) == (24, 6)
+    one = read([row("the same text", question=f"q{i}") for i in range(10)], QuestionAnsweringTask().fields)
+    assert [len(part) for part in divide(one, 0.2, 0, "context")] == [8, 2]
+
+
+def test_augmenting_is_refused_where_targets_are_places(folder):
+    with pytest.raises(UsageError, match=r"augment=0\.1 moves tokens"):
+        LLM.from_pretrained(folder).finetune(QuestionAnsweringTask(), [ROW] * 4, augment=0.1, progress=False)
 
 
 # -- what is learned from the rows -------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -208,12 +208,13 @@ def _streamed(value: Any, kind: str) -> tuple[Any, str]:
         return None, "what JSON can say"
 
 
-def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+def split(dataset: Dataset, fraction: float, seed: int, undivided: str | None = None) -> tuple[Dataset, Dataset]:
     """Set a share of the rows aside for evaluation, of each label alike.
 
     Every label keeps at least one row for training. The same dataset, share and seed give the same
     rows; both parts keep the order of the source. Rows with lists of labels are divided by the whole
-    list where enough lists occur twice, else at random.
+    list where enough lists occur twice, else at random. Rows with the same content of the field
+    ``undivided`` stay together, unless all have the same.
 
     Returns:
         The rows for training and those for evaluation.
@@ -225,6 +226,11 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     if not 0.0 < fraction < 1.0:
         raise UsageError(f"a share of {fraction} cannot be set aside", hint="a share above 0 and below 1")
     wanted = min(max(1, round(len(dataset) * fraction)), len(dataset) - 1)
+    if undivided in dataset.columns:
+        groups = np.asarray(_numbered(row[undivided] for rows in dataset.batches() for row in rows))
+        if groups.max() > 0:
+            apart = _whole_groups(groups, wanted, seed)
+            return dataset.select(np.flatnonzero(~apart)), dataset.select(np.flatnonzero(apart))
     classes, has_lists = _classes(dataset)
     spare = np.bincount(classes) - 1
     if has_lists and spare.sum() < wanted:
@@ -236,6 +242,20 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
         )
     chosen = _drawn(classes, _quotas(spare, wanted), seed)
     return dataset.select(np.flatnonzero(~chosen)), dataset.select(np.flatnonzero(chosen))
+
+
+def _numbered(values: Iterable[Hashable]) -> list[int]:
+    """Number values in order of appearance."""
+    known: dict[Hashable, int] = {}
+    return [known.setdefault(hash(value), len(known)) for value in values]
+
+
+def _whole_groups(groups: NDArray[np.int64], wanted: int, seed: int) -> NDArray[np.bool_]:
+    """Mark groups in a random order while they hold at most ``wanted`` rows, and at least one; never all."""
+    sizes = np.bincount(groups)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    taken = order[np.cumsum(sizes[order]) <= wanted]
+    return np.isin(groups, taken if len(taken) else order[[sizes[order].argmin()]])
 
 
 def _classes(dataset: Dataset) -> tuple[NDArray[np.int64], bool]:

@@ -94,7 +94,7 @@ def _series(column: Any) -> list[Any]:
 def _hub(source: Any) -> Origin:
     """Read a datasets.Dataset; class labels become their names, columns of images and the like are left."""
     features = {name: getattr(kind, "feature", kind) for name, kind in source.features.items()}
-    usable = [name for name, kind in features.items() if type(kind).__name__ in ("Value", "ClassLabel")]
+    usable = [name for name, kind in features.items() if _is_plain(kind)]
     names = {name: features[name].names for name in usable if type(features[name]).__name__ == "ClassLabel"}
     data = source.with_format(None).select_columns(usable)
 
@@ -107,6 +107,14 @@ def _hub(source: Any) -> Origin:
 
     key = f"datasets {source._fingerprint}" if data.data.nbytes > IN_MEMORY else None
     return Origin("<Dataset>", Content(usable, records()), key)
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a feature is values, class labels, or lists and objects of these."""
+    if isinstance(kind, Mapping):
+        return all(map(_is_plain, kind.values()))
+    inner = getattr(kind, "feature", None)
+    return type(kind).__name__ in ("Value", "ClassLabel") if inner is None else _is_plain(inner)
 
 
 def _class_name(value: Any, names: list[str]) -> Any:

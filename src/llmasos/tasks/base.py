@@ -128,6 +128,8 @@ class Task(ABC):
     """What the model gives: "row" (logits of each sequence), "token" (logits of each token), "embedding" (one
     vector a sequence: the mean over its tokens), "vocabulary" (logits over the vocabulary where the targets,
     one for each token, are not ``IGNORED``)."""
+    undivided: ClassVar[str | None] = None
+    """The field by which rows are set aside for evaluation: those with the same content stay on one side."""
     scores_rows: ClassVar[bool] = False
     """Whether ``score`` reads the rows themselves and not only their targets."""
     needs_reference: ClassVar[bool] = False

@@ -121,6 +121,7 @@ class QuestionAnsweringTask(Task):
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     default_metric: ClassVar[str] = "f1"
     output: ClassVar[str] = "token"
+    undivided: ClassVar[str | None] = "context"
     scores_rows: ClassVar[bool] = True
 
     stride: int = 128

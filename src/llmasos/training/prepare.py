@@ -76,6 +76,7 @@ def prepare(
     Yields:
         What is being done. The result is the generator's return value.
     """
+    _check_augment(config, task)
     max_length = _checked_length(config, limit)
     yield Phase("read")
     rows = read(data, task.fields, columns=columns)
@@ -85,8 +86,9 @@ def prepare(
         yield Note(note)
     if held is None and config.eval_split > 0:
         total = len(rows)
-        rows, held = split(rows, config.eval_split, config.seed)
-        yield Note(f"no evaluation data given: {len(held)} of {total} rows are set aside (eval_split), drawn by class")
+        rows, held = split(rows, config.eval_split, config.seed, task.undivided)
+        how = f"drawn by {task.undivided or 'class'}"
+        yield Note(f"no evaluation data given: {len(held)} of {total} rows are set aside (eval_split), {how}")
     if not len(rows):
         raise DataError("no row is left to train on", hint="a smaller eval_split, or more rows")
     totals = (len(rows), len(held or ()))
@@ -117,6 +119,14 @@ def _sampled(rows: Any, most: int | None, seed: int) -> Any:
     if rows is None or most is None or len(rows) <= most:
         return rows
     return rows.select(np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False)))
+
+
+def _check_augment(config: FinetuneConfig, task: Task) -> None:
+    if config.augment and task.output in ("token", "vocabulary"):
+        raise UsageError(
+            f"augment={config.augment} moves tokens, but {task.tag} has targets at their places",
+            hint="leave augment out for this task",
+        )
 
 
 def _checked_length(config: FinetuneConfig, limit: int) -> int:
