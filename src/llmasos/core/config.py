@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -96,6 +97,9 @@ class FinetuneConfig(Config):
         choices=("auto", "plain"),
     )
     device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
+    trainable: str = option(
+        "all", "what is trained: all, head, or last-N (the head and the last N layers); the rest stays as it is"
+    )
     adapter: str = option(
         "none",
         "train all weights (none), or a small adapter on frozen ones: lora, or dora, which learns lengths apart",
@@ -122,6 +126,13 @@ class FinetuneConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not re.fullmatch(r"all|head|last-[1-9]\d*", self.trainable):
+            raise UsageError(f"trainable={self.trainable!r}", hint="all, head, or last-N, such as last-2")
+        if self.adapter != "none" and self.trainable != "all":
+            raise UsageError(
+                f"trainable={self.trainable} and adapter={self.adapter} both say what is trained",
+                hint="leave one of them out; an adapter trains the head too",
+            )
         if self.adapter == "none":
             names = ("adapter_rank", "adapter_alpha", "adapter_dropout", "adapter_targets")
             given = [name for name in names if getattr(self, name) is not None]

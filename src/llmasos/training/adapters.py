@@ -108,7 +108,7 @@ def _chosen(
     model: Any, located: Located, task: Task, config: FinetuneConfig, fresh: tuple[str, ...], new: int
 ) -> Adapter:
     peft()
-    heads = _heads(model, task, fresh)
+    heads = heads_of(model, task, fresh)
     excluded = _excluded(model, heads)
     rank = config.adapter_rank or RANK
     return Adapter(
@@ -131,7 +131,7 @@ def _chosen(
     )
 
 
-def _heads(model: Any, task: Task, fresh: tuple[str, ...]) -> tuple[str, ...]:
+def heads_of(model: Any, task: Task, fresh: tuple[str, ...]) -> tuple[str, ...]:
     """Return the modules to train in full: the task's head, what it reads rows by, and whatever was drawn anew."""
     names = set(fresh)
     base = model.base_model

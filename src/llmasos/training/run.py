@@ -28,7 +28,7 @@ from ..core import atomic, bundle, hardware
 from ..core.config import FinetuneConfig, home
 from ..core.errors import TrainingError, UsageError
 from ..core.events import Evaluated, Event, Finished, Note, Phase, Progress, Saved, Step
-from ..loading import longest_input
+from ..loading import load_config, longest_input
 from ..metrics.base import Report
 from ..saving import read_weights, save, write_weights
 from ..tasks.base import Task
@@ -207,7 +207,7 @@ def finetune(
         hardware.set_threads(config.threads)
         prepared: Prepared = yield from _noting(
             prepare(
-                task,
+                task.suited(load_config(located.path)),
                 data,
                 eval_data,
                 columns=columns,
@@ -270,6 +270,7 @@ def ready(
     from ..engines.base import few
     from ..loading import load_model, set_dropout
     from . import adapters
+    from .freezing import freeze
     from .trainer import Setup
 
     device = hardware.pick_device(config.device)
@@ -285,6 +286,7 @@ def ready(
             located.path, prepared.task, seed=config.seed, known=known, base=located.base, **options
         )
     notes += adapters.fit(model, located, tokenizer, prepared.task, config, fresh)
+    notes += freeze(model, prepared.task, config, fresh)
     model.to(device)
     if config.dropout is not None:
         set_dropout(model, config.dropout)
