@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.batching import Batch, pad
+from ..data.batching import Batch, pad, rectangle
 from ..tasks.base import IGNORED
 
 
 def transformers_outputs(model: nn.Module, batch: Batch, pad_id: int, output: str) -> Tensor:
     """Run transformers' own forward. Returns what ``Task.output`` says, in the batch's order."""
     device = next(model.parameters()).device
+    if getattr(model.config, "is_encoder_decoder", False) and output == "vocabulary":
+        return _decoded(model, batch, pad_id, device)
     inputs = {name: torch.from_numpy(value).to(device) for name, value in pad(batch, pad_id).items()}
     inside = inputs["attention_mask"].bool()
     if output == "row":
@@ -41,6 +43,30 @@ def transformers_outputs(model: nn.Module, batch: Batch, pad_id: int, output: st
         return model(**inputs).logits.squeeze(0)  # type: ignore[no-any-return]
 
 
+def _decoded(model: Any, batch: Batch, pad_id: int, device: torch.device) -> Tensor:
+    """Run an encoder with a decoder: logits, (supervised targets, vocabulary), in the batch's order.
+
+    The decoder reads what the model itself makes of the targets, shifted right once. It is not told which
+    places are padding: they come last, and no place looks ahead.
+    """
+    assert batch.targets is not None
+    assert batch.target_lengths is not None
+    inputs = {name: torch.from_numpy(value).to(device) for name, value in pad(batch, pad_id, GRAIN).items()}
+    labels, inside = rectangle(batch.targets, batch.target_lengths, IGNORED, GRAIN)
+    asked = torch.from_numpy(np.flatnonzero(inside & (labels != IGNORED))).to(device)
+    shifted = model.prepare_decoder_input_ids_from_labels(labels=torch.from_numpy(labels).to(device))
+
+    def only(hidden: Tensor) -> Tensor:
+        return hidden.flatten(0, 1).index_select(0, asked)[None]
+
+    with base_output(model.get_decoder(), only):
+        return model(**inputs, decoder_input_ids=shifted, use_cache=False).logits.squeeze(0)  # type: ignore[no-any-return]
+
+
+GRAIN = 8
+"""Lengths are rounded up to a multiple: products of matrices are compiled for their shape, which must recur."""
+
+
 def token_logits(out: Any) -> Tensor:
     """Return one line of logits per token; a head for answers has two, for the start and the end."""
     if hasattr(out, "start_logits"):
@@ -56,7 +82,7 @@ def supervised(batch: Batch, device: torch.device | str) -> Tensor:
 
 @contextmanager
 def base_output(model: Any, change: Any) -> Iterator[None]:
-    """Let the model's head see ``change(last hidden state)`` of the base model."""
+    """Let the model's head see ``change(last hidden state)`` of the base model (itself, if it has no head)."""
 
     def hook(_module: nn.Module, _inputs: Any, out: Any) -> Any:
         if isinstance(out, tuple):
