@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from .tasks.preference import PreferenceTask
     from .tasks.question_answering import QuestionAnsweringTask
     from .tasks.sentence_similarity import SentenceSimilarityTask
+    from .tasks.summarization import SummarizationTask
     from .tasks.text_classification import TextClassificationTask
     from .tasks.text_generation import ChatTask
     from .tasks.token_classification import TokenClassificationTask
+    from .tasks.translation import TranslationTask
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,8 +32,10 @@ __all__ = [
     "PreferenceTask",
     "QuestionAnsweringTask",
     "SentenceSimilarityTask",
+    "SummarizationTask",
     "TextClassificationTask",
     "TokenClassificationTask",
+    "TranslationTask",
     "__version__",
 ]
 
@@ -44,8 +48,10 @@ _HOMES = {
     "MaskedLanguageModelingTask": ".tasks.fill_mask",
     "QuestionAnsweringTask": ".tasks.question_answering",
     "SentenceSimilarityTask": ".tasks.sentence_similarity",
+    "SummarizationTask": ".tasks.summarization",
     "TextClassificationTask": ".tasks.text_classification",
     "TokenClassificationTask": ".tasks.token_classification",
+    "TranslationTask": ".tasks.translation",
 }
 
 
