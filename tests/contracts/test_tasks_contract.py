@@ -46,7 +46,23 @@ def _variants() -> dict[str, dict[str, tuple[Task, list[dict[str, Any]]]]]:
             "pairs": (Classify(), pairs),
             "numbered labels": (Classify(class_weights={0: 2.0, 7: 0.5}), numbers),
             "balanced and smoothed": (Classify(class_weights="balanced", label_smoothing=0.1), rows[:-5]),
-        }
+        },
+        "token-classification": _tagged_variants(),
+    }
+
+
+def _tagged_variants() -> dict[str, tuple[Task, list[dict[str, Any]]]]:
+    from llmasos import TokenClassificationTask as Tag
+
+    _, rows = Tag.sample()
+    text, spans = "ask ida in rome. " * 3, [{"start": 4, "end": 7, "label": "PER"}]
+    texts = [
+        {"text": f"{i} {text}", "spans": [{**spans[0], "start": 6 + i // 10, "end": 9 + i // 10}]} for i in range(12)
+    ]
+    raw = [{**row, "tags": [tag[2:] or tag for tag in row["tags"]]} for row in rows]
+    return {
+        "spans": (Tag(stride=8), texts),
+        "raw tags, all subwords": (Tag(scheme="raw", label_all_subwords=True), raw),
     }
 
 
