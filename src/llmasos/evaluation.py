@@ -87,7 +87,7 @@ def blocks(data: Encoded) -> Iterator[tuple[int, int]]:
 
 def computed(engine: Engine, part: Encoded, batch_size: int) -> Iterator[tuple[Batch, Any]]:
     """Compute examples in batches of near-equal length."""
-    for rows in sorted_order(part.lengths, batch_size):
+    for rows in sorted_order(part.sizes, batch_size):
         batch = gather(part, rows)
         yield batch, engine.outputs(batch)
 

@@ -34,6 +34,8 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^
 
 _LLAMA = {"model_type": "llama", "max_position_embeddings": 2048, "tie_word_embeddings": True}
 _BERT = {"model_type": "bert", "max_position_embeddings": 512}
+_MARIAN = {"model_type": "marian", "max_position_embeddings": 512, "activation_function": "relu", "dropout": 0.2,
+           "scale_embedding": True}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "llama-3m": {**_LLAMA, "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3,
                  "num_key_value_heads": 3, "intermediate_size": 512},
@@ -45,6 +47,9 @@ PRESETS: dict[str, dict[str, Any]] = {
                    "num_key_value_heads": 12, "intermediate_size": 2048},
     "bert-10m": {**_BERT, "hidden_size": 256, "num_hidden_layers": 10, "num_attention_heads": 4,
                  "intermediate_size": 1024},
+    "marian-7m": {**_MARIAN, "d_model": 256, "encoder_layers": 3, "decoder_layers": 3,
+                  "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 1024,
+                  "decoder_ffn_dim": 1024},
 }  # fmt: skip
 """Model shapes by name; the sizes in the names are reached with about 8,000 tokens (100m: 16,000)."""
 
@@ -265,6 +270,8 @@ def _config(config: str | Path | Mapping[str, Any], tokenizer: Any) -> Any:
     if room < size:
         raise UsageError(f"vocab_size={room}, but the tokenizer has {size} tokens", hint="leave vocab_size out")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if AutoConfig.for_model(kind).is_encoder_decoder:  # as Marian and T5 begin to write
+        ids |= {"decoder_start_token_id": tokenizer.pad_token_id, "forced_eos_token_id": tokenizer.eos_token_id}
     return AutoConfig.for_model(kind, **{**values, **{k: v for k, v in ids.items() if v is not None}})
 
 
@@ -291,6 +298,8 @@ def _model_class(config: Any) -> Any:
     for name in config.architectures or ():
         if (found := getattr(transformers, name, None)) is not None:
             return found
+    if getattr(config, "is_encoder_decoder", False):
+        return transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
     kinds = (transformers.MODEL_FOR_MASKED_LM_MAPPING, transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
     for mapping in kinds if not getattr(config, "is_decoder", False) else kinds[::-1]:
         if type(config) in mapping:

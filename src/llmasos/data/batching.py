@@ -65,7 +65,7 @@ class Batch:
         return torch.from_numpy(np.ascontiguousarray(self.targets)).to(device)
 
 
-def epoch_order(lengths: NDArray[np.int32], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+def epoch_order(lengths: NDArray[Any], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
     """Return the rows of each batch of an epoch."""
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
@@ -77,7 +77,7 @@ def epoch_order(lengths: NDArray[np.int32], batch_size: int, seed: int, epoch: i
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def sorted_order(lengths: NDArray[np.int32], batch_size: int) -> Iterator[NDArray[np.int64]]:
+def sorted_order(lengths: NDArray[Any], batch_size: int) -> Iterator[NDArray[np.int64]]:
     """Return the rows of each batch for evaluation: longest first, so that memory is known at once."""
     order = np.argsort(-lengths, kind="stable")
     return (order[i : i + batch_size] for i in range(0, len(order), batch_size))

@@ -19,7 +19,7 @@ from ..core.errors import DataError, UsageError, shown
 from .arrow import LINE, Layout, Problems, Stored, number, place_of, store, structure
 from .columns import choose
 from .lines import joined
-from .origin import origin_of
+from .origin import origin_of, spread
 
 if TYPE_CHECKING:
     from ..tasks.base import Field
@@ -145,7 +145,7 @@ def read(
         2
     """
     problems = Problems()
-    origin = origin_of(source, fields, problems.add)
+    origin = spread(origin_of(source, fields, problems.add), fields)
     if not origin.content.columns:
         problems.check(origin.name)
         raise DataError(f"{origin.name} has no rows", hint="give at least one row")
@@ -174,7 +174,7 @@ def stream(
     def stop(problem: str, hint: str) -> None:
         raise DataError(problem, hint=hint)
 
-    origin = origin_of(source, fields, stop, head=1)
+    origin = spread(origin_of(source, fields, stop, head=1), fields)
     if not origin.content.columns:
         return
     chosen = choose(origin.name, origin.content.columns, fields, columns, labelled=False)

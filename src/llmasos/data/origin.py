@@ -58,6 +58,24 @@ def origin_of(source: Any, fields: Sequence[Field], complain: Complain, *, head:
     )
 
 
+def spread(origin: Origin, fields: Sequence[Field]) -> Origin:
+    """Offer the parts of a column that holds objects as columns, "translation.de", where a field looks for them."""
+    inside = {alias.partition(".")[0] for field in fields for alias in field.aliases if "." in alias}
+    inside &= set(origin.content.columns)
+    if not inside:
+        return origin
+    rest = iter(origin.content.records)
+    first = next(rest, None)
+
+    def parts(record: Record) -> dict[str, Any]:
+        objects = {name: value for name in inside if isinstance(value := record.values.get(name), Mapping)}
+        return {f"{name}.{key}": item for name, value in objects.items() for key, item in value.items()}
+
+    columns = [*origin.content.columns, *({} if first is None else parts(first))]
+    records = (Record({**r.values, **parts(r)}, r.line) for r in chain([] if first is None else [first], rest))
+    return origin._replace(content=Content(columns, records))
+
+
 def _file(path: Path, complain: Complain) -> Origin:
     kind, packed = format_of(path)
     state = path.stat()
@@ -114,7 +132,7 @@ def _is_plain(kind: Any) -> bool:
     if isinstance(kind, Mapping):
         return all(map(_is_plain, kind.values()))
     inner = getattr(kind, "feature", None)
-    return type(kind).__name__ in ("Value", "ClassLabel") if inner is None else _is_plain(inner)
+    return type(kind).__name__ in ("Value", "ClassLabel", "Translation") if inner is None else _is_plain(inner)
 
 
 def _class_name(value: Any, names: list[str]) -> Any:

@@ -288,14 +288,19 @@ def _targets(texts: list[str], tokenizer: Any, longest: int) -> list[Cut]:
     end = _end(tokenizer)
     out = []
     for text, ids in zip(texts, whole, strict=True):
-        full = ids if end in ids[-2:] else [*ids, end]  # mBART's ends are followed by the language
+        full = ids if _is_ended(ids, end) else [*ids, end]
         if len(full) <= longest:
             out.append(Cut(full, 0))
             continue
         short = list(tokenizer(text_target=text, truncation=True, max_length=longest)["input_ids"])
-        short = short if end in short[-2:] else [*short[: longest - 1], end]
+        short = short if _is_ended(short, end) else [*short[: longest - 1], end]
         out.append(Cut(short, len(full) - len(short)))
     return out
+
+
+def _is_ended(ids: list[int], end: int) -> bool:
+    """Whether a text ends with its end; in mBART's, the language follows."""
+    return ids[-1:] == [end] or (len(ids) > 2 and ids[-2] == end)
 
 
 def _plain(texts: list[str], tokenizer: Any) -> list[list[int]]:

@@ -155,7 +155,7 @@ def _steps(setup: Setup, prepared: Prepared) -> int:
 
 def _training_seconds(model: Any, setup: Setup, prepared: Prepared) -> float:
     """Time real steps, the longest batch first, and predict the sum over all batches of the run."""
-    order = epoch_order(setup.train.lengths, setup.config.batch_size, setup.config.seed, 0)
+    order = epoch_order(setup.train.sizes, setup.config.batch_size, setup.config.seed, 0)
     rng = np.random.default_rng(setup.config.seed)
     batches = [setup.task.noised(gather(setup.train, rows), rng) for rows in order]
     tokens = np.asarray([batch.tokens for batch in batches])

@@ -236,7 +236,7 @@ def _batches(setup: Setup) -> Iterator[np.ndarray[Any, Any]]:
     """Yield the rows of every step of the run."""
     epoch, left = 0, setup.steps
     while left > 0:
-        order = epoch_order(setup.train.lengths, setup.config.batch_size, setup.config.seed, epoch)[:left]
+        order = epoch_order(setup.train.sizes, setup.config.batch_size, setup.config.seed, epoch)[:left]
         yield from order
         epoch, left = epoch + 1, left - len(order)
 
