@@ -288,6 +288,7 @@ TEXT = "Ida lives in New York."
         ({"text": TEXT, "spans": [{"start": 13, "end": 19, "label": "LOC"}]}, "spans", "13 to 19 (str 'New Yo')"),
         ({"text": TEXT, "spans": [{"start": 0, "end": 4, "label": "PER"}]}, "spans", "0 to 4 (str 'Ida ')"),
         ({"text": TEXT, "spans": [{"start": 0, "end": 3, "label": "ORG"}]}, "spans", "the label 'ORG'"),
+        ({"text": TEXT, "spans": [{"start": 4, "end": 9, "label": "PER", "text": "Ida"}]}, "spans", "should be 'Ida'"),
         ({"text": TEXT, "spans": [{"start": 0, "end": 9, "label": "PER"}, {"start": 4, "end": 9, "label": "LOC"}]},
          "spans", "4 to 9 (str 'lives'), overlapping"),
     ],
@@ -302,6 +303,13 @@ def test_a_wrong_row_is_named_by_field_and_place(row, field, found):
 def test_a_span_beside_the_borders_of_words_is_told_the_nearest():
     problem = TASK.problem({"text": TEXT, "spans": [{"start": 13, "end": 19, "label": "LOC"}]})
     assert "13 to 21 (str 'New York')" in problem.expected
+
+
+def test_a_span_of_two_words_needs_a_tag_for_the_second():
+    task = TokenClassificationTask(labels=["O", "B-LOC"])
+    problem = task.problem({"text": TEXT, "spans": [{"start": 13, "end": 21, "label": "LOC"}]})
+    assert problem.expected == "one of the tags O, B-LOC; I-LOC is not among them (did you mean 'B-LOC'?)"
+    assert task.problem({"text": TEXT, "spans": [{"start": 13, "end": 16, "label": "LOC"}]}) is None
 
 
 def test_wrong_tags_stop_a_run_with_row_and_word():

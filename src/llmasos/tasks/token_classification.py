@@ -214,11 +214,17 @@ class TokenClassificationTask(Task):
             return 'O, B-TYPE or I-TYPE (scheme="raw" takes other tags)'
         if self.scheme == "IOB2" and tag.startswith("I-") and before[2:] != tag[2:]:
             return f"'B-{tag[2:]}': an entity begins with B- (scheme=\"IOB1\" takes I- too)"
-        if self.labels is not None and tag not in self.labels:
-            near = did_you_mean(tag, self.labels).strip()
-            known = ", ".join(self.labels[:12]) + (", ..." if len(self.labels) > 12 else "")
-            return f"one of {known}" + (f" ({near})" if near else "")
-        return None
+        return self._missing([tag])
+
+    def _missing(self, tags: list[str]) -> str | None:
+        """Say which tags there are, if one of these is not among them."""
+        labels = self.labels
+        wrong = None if labels is None else next((tag for tag in tags if tag not in labels), None)
+        if labels is None or wrong is None:
+            return None
+        near = did_you_mean(wrong, labels).strip()
+        known = ", ".join(labels[:12]) + (", ..." if len(labels) > 12 else "")
+        return f"one of the tags {known}; {wrong} is not among them" + (f" ({near})" if near else "")
 
     def _named(self, tag: Any) -> Any:
         """Return the name of a numbered tag where labels say it; anything else as it is."""
@@ -238,12 +244,17 @@ class TokenClassificationTask(Task):
             if end > len(text):
                 return Problem("spans", f"{start} to {end}", f"places inside the text of {len(text)} characters")
             what = f"{start} to {end} ({shown(text[start:end])})"
+            said = span.get("text", span.get("value", text[start:end]))
+            if said != text[start:end]:
+                return Problem("spans", f"{what}, which should be {said!r}", "places counted in characters, from 0")
             if start < behind:
                 return Problem("spans", f"{what}, overlapping the one before", "spans apart from each other")
             if start not in starts or end not in ends:
                 return Problem("spans", what, self._nearest(text, start, end))
-            if self.labels is not None and not self._has(str(_label(span))):
-                return Problem("spans", f"the label {_label(span)!r}", f"one of {', '.join(self._types())}")
+            words = sum(start <= place < end for place, _ in places)
+            missing = self._missing(self._tagged([Span(str(_label(span)), 0, words)], words))
+            if missing:
+                return Problem("spans", f"the label {_label(span)!r}", missing)
             behind = end
         return None
 
@@ -253,9 +264,6 @@ class TokenClassificationTask(Task):
             return "a span over words"
         first, last = inside[0][0], inside[-1][1]
         return f"borders of words, such as {first} to {last} ({shown(text[first:last])})"
-
-    def _has(self, kind: str) -> bool:
-        return (kind if self.scheme == "raw" else f"B-{kind}") in (self.labels or ())
 
     def _types(self) -> list[str]:
         """The entity types."""
