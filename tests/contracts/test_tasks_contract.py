@@ -32,13 +32,23 @@ LENGTH = 64
 
 
 def _variants() -> dict[str, dict[str, tuple[Task, list[dict[str, Any]]]]]:
+    from llmasos import SentenceSimilarityTask as Similarity
     from llmasos import TextClassificationTask as Classify
 
     _, rows = Classify.sample()
     several = [{**row, "label": [["praise"], ["complaint", "praise"], []][i % 3]} for i, row in enumerate(rows)]
     pairs = [{"text": "today", "text_pair": row["text"], "label": row["label"]} for row in rows]
     numbers = [{**row, "label": 7 * (row["label"] == "praise")} for row in rows]
+    answers = Similarity.sample()[1]
+    triplets = [{**row, "negative": answers[i - 1]["positive"]} for i, row in enumerate(answers)]
+    scored = [{"anchor": "a" * 9, "positive": "a" * (i % 10) + "z" * 5, "score": i % 10} for i in range(24)]
     return {
+        "sentence-similarity": {
+            "symmetric": (Similarity(symmetric=True), answers),
+            "triplets": (Similarity(), triplets),
+            "scored": (Similarity(score_range=(0, 9)), scored),
+            "squared error": (Similarity(scored_loss="cosine"), scored),
+        },
         "text-classification": {
             "several labels": (Classify(multi_label=True, threshold=0.3), several),
             "several weighted labels": (Classify(multi_label=True, class_weights={"praise": 3.0}), several),

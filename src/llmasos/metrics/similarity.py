@@ -36,7 +36,7 @@ def grouped(vectors: NDArray[Any], group: int) -> NDArray[np.float32]:
 def cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the cosine of each pair of unit vectors, at most 1. (pairs, width) -> (pairs,)."""
     found = np.einsum("ij,ij->i", first, second, dtype=np.float64)
-    return np.clip(found, -1.0, 1.0).round(_DIGITS).astype(np.float32)
+    return np.asarray(np.clip(found, -1.0, 1.0).round(_DIGITS), dtype=np.float32)
 
 
 def belonging(ids: NDArray[np.int64], pool: NDArray[np.int64]) -> NDArray[np.bool_]:
