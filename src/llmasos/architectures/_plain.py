@@ -54,13 +54,21 @@ def _decoded(model: Any, batch: Batch, pad_id: int, device: torch.device) -> Ten
     inputs = {name: torch.from_numpy(value).to(device) for name, value in pad(batch, pad_id, GRAIN).items()}
     labels, inside = rectangle(batch.targets, batch.target_lengths, IGNORED, GRAIN)
     asked = torch.from_numpy(np.flatnonzero(inside & (labels != IGNORED))).to(device)
-    shifted = model.prepare_decoder_input_ids_from_labels(labels=torch.from_numpy(labels).to(device))
+    shifted = _shifted(model, torch.from_numpy(labels).to(device))
 
     def only(hidden: Tensor) -> Tensor:
         return hidden.flatten(0, 1).index_select(0, asked)[None]
 
     with base_output(model.get_decoder(), only):
         return model(**inputs, decoder_input_ids=shifted, use_cache=False).logits.squeeze(0)  # type: ignore[no-any-return]
+
+
+def _shifted(model: Any, labels: Tensor) -> Tensor:
+    """Return what a decoder reads to give these labels: its first token, then the labels but the last."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)  # type: ignore[no-any-return]
+    first = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)  # M2M100 and NLLB
+    return torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, model.config.pad_token_id)], dim=1)
 
 
 GRAIN = 8

@@ -198,5 +198,3 @@ def guessed(texts: Sequence[str]) -> str:
     if 2 * (han + kana) <= letters:
         return ""
     return "ja" if 10 * kana > han else "zh"
-
-

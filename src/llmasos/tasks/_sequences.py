@@ -355,4 +355,3 @@ def _unknown(tokenizer: Any, texts: list[str]) -> list[str]:
 
 def _array(ids: Sequence[int]) -> NDArray[np.int32]:
     return np.asarray(ids, dtype=np.int32)
-

@@ -1,0 +1,320 @@
+"""Translation: targets shifted once, both lengths kept, languages told, written texts scored as sacreBLEU does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sacrebleu.metrics import BLEU, CHRF
+
+from llmasos import LLM, TranslationTask
+from llmasos.architectures._plain import transformers_outputs
+from llmasos.core.errors import DataError, UsageError
+from llmasos.data.batching import Batch, gather, split
+from llmasos.data.dataset import read, stream
+from llmasos.data.encoding import encode, flattened
+from llmasos.metrics.texts import TranslationScorer
+from llmasos.tasks.base import IGNORED, Encoding
+from tiny import save_tiny, tiny_tokenizer
+
+ROWS = [
+    {"source": "one two", "target": "eins zwei"},
+    {"source": "three", "target": "drei"},
+    {"source": "four five six", "target": "vier fuenf sechs"},
+]
+SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+SIZES = {"vocab_size": 50, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+         "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}  # fmt: skip
+
+
+def family(name: str) -> Any:
+    """A tiny random model of an encoder-decoder family."""
+    import transformers
+
+    torch.manual_seed(0)
+    if name in ("T5", "MT5"):
+        sizes = {"vocab_size": 50, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+        head = "ForConditionalGeneration"
+    else:
+        sizes, head = SIZES, "MTModel" if name == "Marian" else "ForConditionalGeneration"
+    config = getattr(transformers, f"{name}Config")(**sizes, **SPECIAL)
+    return getattr(transformers, f"{name}{head}")(config).eval()
+
+
+def spoken(tokenizer: Any, ids: Any) -> str:
+    """What ids say, without spaces and the marks of the tiny tokenizer's pieces."""
+    return tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "").replace("##", "")
+
+
+def random_pairs() -> Encoding:
+    rng = np.random.default_rng(0)
+    sources = [rng.integers(3, 50, n).astype(np.int32) for n in (5, 9, 3, 12, 7)]
+    targets = [np.append(rng.integers(3, 50, n), 1).astype(np.int64) for n in (4, 10, 2, 6, 11)]
+    return Encoding(sources, None, [0] * 5, targets)
+
+
+def own_loss(model: Any, task: TranslationTask, batch: Batch) -> torch.Tensor:
+    return task.loss(transformers_outputs(model, batch, 0, "vocabulary"), batch)
+
+
+@pytest.mark.parametrize("name", ["Marian", "T5", "MT5", "Bart", "MBart", "M2M100", "Pegasus"])
+def test_the_loss_is_that_of_transformers_labels(name):
+    model, pairs, task = family(name), random_pairs(), TranslationTask()
+    batch = gather(flattened(pairs), np.arange(5))
+    labels, ids, mask = np.full((5, 12), IGNORED), np.zeros((5, 12), dtype=int), np.zeros((5, 12), dtype=int)
+    for i, (source, target) in enumerate(zip(pairs.ids, pairs.targets, strict=True)):
+        labels[i, : len(target)], ids[i, : len(source)], mask[i, : len(source)] = target, source, 1
+    with torch.no_grad():
+        tensors = map(torch.from_numpy, (ids, mask, labels))
+        expected = float(model(**dict(zip(("input_ids", "attention_mask", "labels"), tensors, strict=True))).loss)
+        assert float(own_loss(model, task, batch)) / task.weight(batch) == pytest.approx(expected, rel=1e-5)
+        parts = sum(float(own_loss(model, task, part)) for part in split(batch, 2))
+        assert parts == pytest.approx(float(own_loss(model, task, batch)), rel=1e-5)
+
+
+def test_label_smoothing_is_torchs(tmp_path):
+    model, batch = family("Marian"), gather(flattened(random_pairs()), np.arange(5))
+    with torch.no_grad():
+        logits = transformers_outputs(model, batch, 0, "vocabulary")
+        wanted = torch.nn.functional.cross_entropy(
+            logits, torch.from_numpy(batch.targets), label_smoothing=0.2, reduction="sum"
+        )
+        assert float(TranslationTask(label_smoothing=0.2).loss(logits, batch)) == pytest.approx(float(wanted))
+        assert float(wanted) != float(TranslationTask().loss(logits, batch))
+
+
+def test_the_targets_are_the_target_text_and_its_end():
+    tokenizer = tiny_tokenizer()
+    encoding = TranslationTask().encode(ROWS, tokenizer, 64)
+    texts = [spoken(tokenizer, ids) for ids in encoding.targets]
+    assert texts == [row["target"].replace(" ", "") for row in ROWS]
+    assert {int(ids[-1]) for ids in encoding.targets} == {tokenizer.sep_token_id}
+
+
+def test_sources_and_targets_that_are_too_long_are_counted():
+    tokenizer, task = tiny_tokenizer(), TranslationTask()
+    whole, short = (task.encode(ROWS, tokenizer, length) for length in (64, 9))
+    lengths = [
+        sum(len(a) + len(b) for a, b in zip(encoding.ids, encoding.targets, strict=True)) for encoding in (whole, short)
+    ]
+    assert sum(whole.truncated) == 0
+    assert sum(short.truncated) == lengths[0] - lengths[1] > 0
+    assert short.truncated[1] == 0
+    assert max(len(ids) for ids in [*short.ids, *short.targets]) == 9
+    assert {int(ids[-1]) for ids in short.targets} == {tokenizer.sep_token_id}
+
+
+# -- languages and columns ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"en": "a dog", "de": "ein Hund"},
+        {"id": 7, "translation": {"en": "a dog", "de": "ein Hund"}},
+        {"source": "a dog", "target": "ein Hund"},
+        ("a dog", "ein Hund"),
+    ],
+)
+def test_rows_are_found_by_language_by_name_and_nested(row, tmp_path):
+    fields = TranslationTask(source_language="en", target_language="de").fields
+    assert read([row], fields).rows([0]) == [{"source": "a dog", "target": "ein Hund"}]
+    assert list(stream(iter([row]), fields)) == [{"source": "a dog"}]
+    if isinstance(row, dict):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        assert read(path, fields).rows([0]) == [{"source": "a dog", "target": "ein Hund"}]
+
+
+def test_a_column_that_is_missing_is_named():
+    with pytest.raises(DataError, match="no column for target") as error:
+        read([{"en": "a dog", "fr": "un chien"}], TranslationTask(source_language="en", target_language="de").fields)
+    assert "columns found: en, fr" in error.value.message
+
+
+def nllb() -> Any:
+    from transformers import NllbTokenizer
+
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz", "▁a"]
+    return NllbTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[("▁", "a")])
+
+
+def test_a_tokenizer_of_languages_is_told_both():
+    tokenizer = nllb()
+    task = TranslationTask(source_language="eng_Latn", target_language="deu_Latn")
+    encoding = task.encode([{"source": "a dog", "target": "ein hund"}], tokenizer, 32)
+    code = tokenizer.convert_tokens_to_ids
+    assert (encoding.ids[0][0], encoding.targets[0][0]) == (code("eng_Latn"), code("deu_Latn"))
+    assert encoding.targets[0][-1] == tokenizer.eos_token_id
+    assert task.generation(tokenizer) == {"first_token": code("deu_Latn")}
+    assert task.prompt({"source": "a dog"}, tokenizer) == encoding.ids[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("languages", "message"),
+    [
+        ({"source_language": "eng_Latn"}, "needs a target_language"),
+        ({"source_language": "eng_Latn", "target_language": "deu_Lat"}, "'deu_Lat' is no language"),
+        ({"source_language": "de", "target_language": "de"}, "both 'de'"),
+    ],
+)
+def test_languages_that_cannot_be_are_refused(languages, message):
+    with pytest.raises(UsageError, match=message) as error:
+        TranslationTask(**languages).encode([{"source": "a", "target": "b"}], nllb(), 32)
+    assert error.value.hint
+    assert "deu_Latn" in error.value.hint or "deu_Lat" not in message
+
+
+# -- templates and decoders --------------------------------------------------------------------------
+
+
+def test_a_template_goes_around_the_source_and_is_never_cut():
+    tokenizer = tiny_tokenizer()
+    task = TranslationTask(template="say: {source} !")
+    encoding = task.encode([{"source": "one two three four", "target": "x"}], tokenizer, 14)
+    text = spoken(tokenizer, encoding.ids[0])
+    assert text.startswith("say:o")
+    assert text.endswith("!")
+    assert encoding.truncated[0] > 0
+
+
+def test_a_template_without_a_source_is_refused():
+    with pytest.raises(UsageError, match="template"):
+        TranslationTask(template="translate:")
+
+
+def test_t5_s_own_prefix_is_taken_from_its_configuration():
+    from transformers import T5Config
+
+    own = {"translation_en_to_de": {"prefix": "translate English to German: "}}
+    task = TranslationTask(source_language="en", target_language="de").suited(T5Config(task_specific_params=own))
+    assert task.template == "translate English to German: {source}"
+    assert not task.decoder_only
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("llama") / "model", "AutoModelForCausalLM")
+
+
+def test_a_decoder_alone_is_asked_for_the_target_after_a_prompt(llama):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    task, tokenizer = TranslationTask(target_language="de").suited(LlamaConfig()), tiny_tokenizer()
+    assert task.decoder_only
+    assert task.auto_class == "AutoModelForCausalLM"
+    encoding = task.encode(ROWS[:1], tokenizer, 64)
+    prompt = task.prompt(ROWS[0], tokenizer)
+    target = [*tokenizer("eins zwei", add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
+    assert encoding.ids[0].tolist() == [*prompt, *target[:-1]]
+    assert encoding.targets[0].tolist() == [IGNORED] * (len(prompt) - 1) + target
+    model = AutoModelForCausalLM.from_pretrained(llama).eval()
+    ids = torch.tensor([[*prompt, *target]])
+    labels = torch.tensor([[IGNORED] * len(prompt) + target])
+    batch = gather(flattened(encoding), np.arange(1))
+    with torch.no_grad():
+        loss = own_loss(model, task, batch) / task.weight(batch)
+        assert float(loss) == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-5)
+
+
+def test_a_prompt_and_target_that_are_too_long_together_are_counted():
+    from transformers import LlamaConfig
+
+    task, tokenizer = TranslationTask(template="t: {source} =").suited(LlamaConfig()), tiny_tokenizer()
+    whole, short = (task.encode(ROWS, tokenizer, length) for length in (64, 24))
+    assert [len(a) - len(b) for a, b in zip(whole.ids, short.ids, strict=True)] == short.truncated
+    assert max(short.truncated) > 0
+    assert max(map(len, short.ids)) == 24
+    assert {int(ids[-1]) for ids in short.targets} == {tokenizer.sep_token_id}
+
+
+def test_a_decoder_learns_to_translate_by_prompt(llama):
+    task = TranslationTask(template="{source}=")
+    rows = [{"source": word, "target": digit} for word, digit in (("one", "1"), ("two", "2"), ("six", "6"))] * 4
+    model = LLM.from_pretrained(llama)
+    run = model.finetune(task, rows, eval_data=rows, epochs=20, learning_rate=1e-2, batch_size=8, threads=1,
+                         precision="float32", progress=False)  # fmt: skip
+    assert model.task.decoder_only
+    assert run.metrics["loss"] < 0.6 * run.report.baseline["loss"]
+    assert model.predict("six", threads=1).text == "6"
+
+
+# -- rows that teach nothing -------------------------------------------------------------------------
+
+
+def test_sources_that_are_their_targets_are_refused():
+    same = [{"source": "a", "target": "a"}] * 2 + ROWS[:1]
+    with pytest.raises(DataError, match="the same text in 2 of 3 rows"):
+        TranslationTask().fitted(same)
+    _, notes = TranslationTask().fitted([*ROWS, *same[:1]])
+    assert "1 of 4" in notes[0]
+
+
+def test_a_text_that_the_tokenizer_cannot_say_is_refused():
+    rows = [{"source": "a dog", "target": "一只狗在公园里跑"}]
+    with pytest.raises(DataError, match="no token for 67% of the text"):
+        TranslationTask().fitted(rows, tiny_tokenizer())
+
+
+@pytest.mark.parametrize("field", ["source", "target"])
+def test_empty_and_wrong_rows_are_named(field):
+    task = TranslationTask()
+    assert task.problem({**ROWS[0], field: "  "}).drop
+    assert task.problem({**ROWS[0], field: 3}).field == field
+
+
+# -- scores of written texts -------------------------------------------------------------------------
+
+WRITTEN = ["Ein Hund läuft im Park .", "Zwei Männer", "Das ist ein großes rotes Haus."]
+WANTED = ["Ein Hund rennt im Park.", "Zwei Männer sitzen auf einer Bank.", "Das ist ein großes, rotes Haus."]
+
+
+def scored(written: list[str], wanted: list[str], language: str | None = None) -> TranslationScorer:
+    scorer = TranslationScorer(language)
+    scorer.add([np.asarray([[1.0, 0.0]])] * len(written), (list(range(len(written))), np.arange(len(written))))
+    for text, reference in zip(written, wanted, strict=True):
+        scorer.add_texts([text], [[reference]], ["source"])
+    return scorer
+
+
+def test_bleu_and_chrf_are_sacrebleus_with_signature():
+    report = scored(WRITTEN, WANTED, "de").report(samples=200)
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        assert report.metrics[name].value == pytest.approx(metric.corpus_score(WRITTEN, [WANTED]).score)
+        assert report.signatures[name] == str(metric.get_signature())
+        assert report.metrics[name].low < report.metrics[name].value <= report.metrics[name].high
+    assert "tok:13a" in report.signatures["bleu"]
+    assert report.baseline["bleu"] < report.metrics["bleu"].value
+
+
+@pytest.mark.parametrize("language", ["zh", "zho_Hans", "zh_CN", None])
+def test_chinese_is_cut_into_characters(language):
+    written, wanted = ["狗在公园里奔跑。", "他喜欢喝茶。"], ["狗在公园里跑。", "他很喜欢喝茶。"]
+    report = scored(written, wanted, language).report(samples=10)
+    assert report.metrics["bleu"].value == pytest.approx(BLEU(tokenize="zh").corpus_score(written, [wanted]).score)
+    assert "tok:zh" in report.signatures["bleu"]
+
+
+def test_a_tiny_model_translates_and_is_scored(tmp_path):
+    task, rows = TranslationTask.sample()
+    model = LLM.from_pretrained(save_tiny(tmp_path / "model", task.auto_class))
+    model.finetune(task, rows, eval_data=rows, epochs=40, learning_rate=1e-2, batch_size=8, dropout=0.0, threads=1,
+                   precision="float32", output=tmp_path / "tuned", progress=False)  # fmt: skip
+    tuned = LLM.from_pretrained(tmp_path / "tuned")
+    answer = tuned.predict("ten one", threads=1)
+    assert answer.text.replace(" ", "").replace("##", "") == "101"
+    assert answer.finish_reason == "stop"
+    report = tuned.evaluate(rows, threads=1)
+    assert report.metrics["chrf"].value > report.baseline["chrf"]
+    assert {"loss", "perplexity", "token_accuracy", "bleu"} <= set(report.metrics)
+
+
+def test_batches_are_near_equal_in_source_and_target():
+    task, tokenizer = TranslationTask(), tiny_tokenizer()
+    rows = [{"source": "a" * n, "target": "b" * m} for n, m in ((3, 20), (20, 3), (4, 4), (19, 19))]
+    data = encode(read(rows, task.fields), task, tokenizer, 64)
+    assert np.argsort(-data.sizes).tolist() == [3, 0, 1, 2] or np.argsort(-data.sizes).tolist() == [0, 1, 3, 2]
