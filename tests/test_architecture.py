@@ -22,15 +22,15 @@ LAYERS = (
     ("llm",),
     ("training",),
     ("evaluation", "prediction"),
-    ("engines",),
-    ("architectures", "loading", "saving", "scratch"),
+    ("engines", "generation"),
+    ("architectures", "decoders", "decoding", "sampling", "schema", "writing", "loading", "saving", "scratch"),
     ("tasks",),
     ("metrics",),
     ("sources", "data"),
     ("core", "errors"),
 )
 PLACE = {name: place for place, layer in enumerate(LAYERS) for name in layer}
-PLUGIN_KINDS = ("architectures", "engines", "sources", "tasks")
+PLUGIN_KINDS = ("architectures", "decoders", "engines", "sources", "tasks")
 
 # Each needs a reason. finetune(progress=True) draws the run with the terminal's own renderer.
 EXCEPTIONS = {("llm.py", "progress")}

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator as Events
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
-from .core.config import Config, EvaluateConfig, FinetuneConfig, PredictConfig, read_recipe
+from .core.config import Config, EvaluateConfig, FinetuneConfig, GenerateConfig, PredictConfig, read_recipe
 from .core.errors import BundleError, LLMasOSError, NotFittedError, TrainingError, TruncatedWarning, UsageError
 from .core.events import Event
 from .data.files import FORMATS
-from .tasks.base import Task
+from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
     from .engines.torch import TorchEngine
+    from .generation import Generator
     from .metrics.base import Report
     from .sources.base import Located
     from .training.merging import Merge
@@ -50,6 +52,7 @@ class LLM:
         self._model: Any = None
         self._tuned = False
         self._engines: dict[tuple[str, ...], TorchEngine] = {}
+        self._generators: dict[tuple[str, ...], Generator] = {}
         self._encoder: LLM | None = None
 
     @classmethod
@@ -191,6 +194,7 @@ class LLM:
             model=self._reusable(task) if self._tuned or config_.adapter == "none" else None,
         )  # fmt: skip
         self._engines.clear()
+        self._generators.clear()
         self._encoder = None
         try:
             kept = _followed(events, progress)
@@ -216,7 +220,7 @@ class LLM:
             columns: task field -> column, where names are not found by themselves.
             progress: a function that is called at the end with a note about texts that were cut; without it,
                 that is a ``TruncatedWarning``.
-            **options: fields of ``PredictConfig``.
+            **options: fields of ``PredictConfig``, or of ``GenerateConfig`` where the model writes its answers.
 
         Returns:
             One prediction for a text or row, a list for a list or table, an iterator in order for an iterator
@@ -226,12 +230,12 @@ class LLM:
             NotFittedError: the model has no task yet.
             DataError: a row has no usable text.
         """
-        config = _options(PredictConfig, None, options)
         task = self._fitted()
+        config = _options(PredictConfig, None, {} if task.generates else options)
         if (isinstance(data, str) and not _is_file(data)) or _is_row(data, task, columns):
-            (answer,) = self._predictions([data], columns, config, progress)
+            (answer,) = self._predictions([data], columns, config, progress, options)
             return answer
-        answers = self._predictions(data, columns, config, progress)
+        answers = self._predictions(data, columns, config, progress, options)
         return answers if isinstance(data, Path | str | Iterator) else list(answers)
 
     def embed(
@@ -272,6 +276,42 @@ class LLM:
         assert self._encoder is not None
         return np.stack(found) if found else np.empty((0, self._encoder.model.config.hidden_size), dtype=np.float32)
 
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        stop: str | Sequence[str] = (),
+        stream: bool = False,
+        json_schema: Any = None,
+        logprobs: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Write on from a prompt.
+
+        Args:
+            prompt: a text that the model goes on with (or, for an encoder-decoder model, reads), or one
+                conversation, a list of ``{"role": ..., "content": ...}``; or a list of either.
+            stop: strings that end an answer, without being part of it.
+            stream: return an iterator over pieces of text, as they come; for one prompt.
+            json_schema: a JSON schema, as a dict or as text, that the answer is made to obey.
+            logprobs: whether the answer carries the log probability of each token.
+            **options: fields of ``GenerateConfig``.
+
+        Returns:
+            A ``Generation`` for one prompt, a list of them for a list, an iterator over text for ``stream``.
+
+        Raises:
+            UsageError: the model cannot write, a prompt does not fit, or options make no sense together.
+            MissingExtraError: ``json_schema`` without llguidance.
+        """
+        from .generation import write
+
+        config = _options(GenerateConfig, None, options)
+        return write(
+            self._generator(config), prompt, config,
+            stop=stop, stream=stream, json_schema=json_schema, logprobs=logprobs,
+        )  # fmt: skip
+
     def evaluate(
         self,
         data: Any,
@@ -307,6 +347,7 @@ class LLM:
         task, length = self._fitted(), self._max_length(PredictConfig())
         merged = merge(self.model, task, self.tokenizer, length, data, columns=columns, tolerance=tolerance)
         self._engines.clear()
+        self._generators.clear()
         self._encoder = None
         self._model, self._tuned = merged.model, True
         if merged.report is not None:
@@ -382,6 +423,29 @@ class LLM:
             }
         return self._engines[key]
 
+    def _generator(self, config: GenerateConfig) -> Generator:
+        from .generation import opened
+
+        if self._model is None and self.task is None:
+            from .loading import load_writer
+
+            self._model = load_writer(self.located.path)
+        key = (config.precision, config.speed, config.device)
+        if key not in self._generators:
+            model = self._model if self.task is None else self.model
+            self._generators = {key: opened(model, self.tokenizer, self.located.path, config)}
+        return self._generators[key]
+
+    def _written(self, rows: Iterable[Row], options: Mapping[str, Any]) -> Iterator[Any]:
+        """Yield the answers that the model writes to rows; ``options`` go before what the task settles."""
+        from .prediction import written
+
+        task = self._fitted()
+        settled = task.generation(self.tokenizer)
+        more = {name: settled.pop(name) for name in ("first_token",) if name in settled}
+        config = _options(GenerateConfig, None, {**settled, **options})
+        return written(self._generator(config), task, rows, config, more)
+
     def _untrained(self, task: Task, config: PredictConfig) -> TorchEngine:
         """Return what runs the model as it was before its training."""
         base = self._origin.get("base") or {"ref": self.ref}
@@ -405,12 +469,15 @@ class LLM:
         return config.max_length or limit
 
     def _predictions(
-        self, data: Any, columns: Mapping[str, str] | None, config: PredictConfig, progress: Listener | None
-    ) -> Iterator[Any]:
+        self, data: Any, columns: Mapping[str, str] | None, config: PredictConfig, progress: Listener | None,
+        options: Mapping[str, Any],
+    ) -> Iterator[Any]:  # fmt: skip
         from .core.events import Note
         from .data.dataset import stream
         from .prediction import Cut, predict
 
+        if self._fitted().generates:
+            return self._written(stream(data, self._fitted().fields, columns=columns), options)
         task, cut, length = self._fitted(), Cut(), self._max_length(config)
         answers = predict(
             self._engine(config), task, self.tokenizer, stream(data, task.fields, columns=columns),
@@ -432,7 +499,7 @@ class LLM:
 
     def _evaluation(
         self, data: Any, columns: Mapping[str, str] | None, config: EvaluateConfig
-    ) -> Generator[Event, None, Report]:
+    ) -> Events[Event, None, Report]:
         from .core.events import Note, Phase, Progress
         from .data.dataset import read
         from .data.encoding import encode
@@ -458,6 +525,13 @@ class LLM:
         yield Phase("evaluate", len(encoded))
         _, scorer = evaluate(self._engine(config), task, encoded, rows, batch_size=config.batch_size)
         yield Progress(len(encoded))
+        if task.scores_answers:
+            used = rows.rows(sorted(set(encoded.rows.tolist())))
+            yield Phase("write answers", len(used))
+            names = ("precision", "speed", "device", "threads")
+            answers = self._written(used, {name: getattr(config, name) for name in names})
+            task.score_answers(scorer, list(answers), used)
+            yield Progress(len(used))
         return scorer.report()
 
 
@@ -498,7 +572,7 @@ def _is_row(data: Any, task: Task, columns: Mapping[str, str] | None) -> bool:
 _DATA_FILES = tuple(f".{kind}{packed}" for kind in FORMATS for packed in ("", ".gz"))
 
 
-def _followed(events: Generator[Event, None, Any], progress: bool | Listener) -> Any:
+def _followed(events: Events[Event, None, Any], progress: bool | Listener) -> Any:
     """Drive a generator of events to its end and return its result."""
     shown: AbstractContextManager[Listener]
     if progress is True:

@@ -105,6 +105,32 @@ def load_model(
     return Loaded(model, notes, tuple(fresh))
 
 
+def load_writer(folder: Path) -> Any:
+    """Open a model that writes text, with the head it was made with, in float32.
+
+    Raises:
+        BundleError: it lacks weights, or has no language head.
+    """
+    import torch
+    import transformers
+
+    bundle.check_folder(folder)
+    encodes = load_config(folder).is_encoder_decoder
+    auto = transformers.AutoModelForSeq2SeqLM if encodes else transformers.AutoModelForCausalLM
+    with quiet(), _explained(folder, "language model"):
+        model, info = auto.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+        fresh = _new_keys(model, info, folder)
+    if fresh:
+        raise BundleError(
+            f"{folder} lacks the head that writes text: {', '.join(fresh)}",
+            hint="take a model made for text generation or translation, or finetune this one",
+        )
+    return model
+
+
 def _opened(folder: Path, task: Task, seed: int, known: Task | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
     import torch
     import transformers

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .core.config import GenerateConfig
 from .core.errors import DataError
 from .data.encoding import flattened
 from .engines.base import Engine
 from .evaluation import computed, in_order
 from .tasks.base import Problem, Row, Task
+
+if TYPE_CHECKING:
+    from .generation import Generator
 
 BLOCK = 4096
 """Rows that are sorted by length together."""
@@ -69,6 +73,31 @@ def predict(
         part = flattened(encoding, task.group)
         outputs = in_order(task, part, computed(engine, part, batch_size))
         yield from task.decode(outputs, encoding, block)
+        done += len(block)
+
+
+def written(
+    generator: Generator, task: Task, rows: Iterable[Row], config: GenerateConfig, options: Mapping[str, Any]
+) -> Iterator[Any]:
+    """Yield the answer that the model writes to each row, in order.
+
+    Args:
+        generator: the model.
+        task: makes prompts of rows, and predictions of what was written.
+        rows: read as they are needed.
+        config: how to write.
+        options: for ``Generator.answers``.
+
+    Raises:
+        DataError: a row makes no prompt.
+        UsageError: a prompt does not fit; nothing is cut.
+    """
+    rows, done = iter(rows), 0
+    while block := list(islice(rows, 8 * config.batch_size)):
+        _check({i: p for i, row in enumerate(block) if (p := task.problem(row, labelled=False))}, done)
+        prompts = [task.prompt(row, generator.tokenizer) for row in block]
+        answers = generator.answers(prompts, config, **options)
+        yield from (task.answer(row, answer) for row, answer in zip(block, answers, strict=True))
         done += len(block)
 
 

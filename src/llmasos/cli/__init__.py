@@ -24,6 +24,7 @@ VERBS = {
     "finetune": "Tune a pretrained model on your data and save it.",
     "evaluate": "Score a saved model on labelled data.",
     "predict": "Get a saved model's answers for texts.",
+    "generate": "Let a model write on from a prompt or a conversation.",
     "tokenizer": "Learn a tokenizer from texts.",
     "create": "Make a model of random weights, to train from scratch.",
     "merge": "Fold an adapter into its base model, and prove it.",

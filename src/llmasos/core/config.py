@@ -171,6 +171,46 @@ class EvaluateConfig(PredictConfig):
     )
 
 
+@dataclass(frozen=True)
+class GenerateConfig(Config):
+    """How to write text."""
+
+    max_new_tokens: int | None = option(
+        None, "longest answer in tokens; up to 256, as far as the model's limit leaves room, if not given", least=1
+    )
+    temperature: float = option(
+        0.0, "0 takes the likeliest token; above, tokens are drawn, more and more freely", least=0.0
+    )
+    top_p: float = option(
+        1.0, "draw from the likeliest tokens that hold this share of probability", least=1e-6, most=1.0
+    )
+    top_k: int = option(0, "draw from so many likeliest tokens; 0 from all", least=0)
+    min_p: float = option(
+        0.0, "draw from tokens that are at least this share as likely as the likeliest", least=0.0, most=1.0
+    )
+    repetition_penalty: float = option(1.0, "above 1 makes tokens that were there already less likely", least=0.01)
+    num_beams: int = option(1, "texts searched side by side for the likeliest one", least=1)
+    seed: int = option(0, "what draws are made from; the same for the same prompt, whatever is beside it", least=0)
+    batch_size: int = option(32, "prompts written to at once; greedy answers do not depend on it", least=1)
+    precision: str = option("auto", "number format of the work", choices=("auto", "float32", "bfloat16"))
+    speed: str = option(
+        "auto",
+        "auto uses this project's faster equal paths where they are proven; plain uses transformers' own",
+        choices=("auto", "plain"),
+    )
+    device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
+    threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name, off in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)) if getattr(self, name) != off]
+        if given and self.temperature == 0.0:
+            raise UsageError(
+                f"{given[0]}={getattr(self, given[0])!r} does nothing at temperature 0",
+                hint="temperature=0.7, or leave it out",
+            )
+
+
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """Read a YAML recipe: a flat mapping of option names to values.
 
@@ -236,7 +276,7 @@ def _kinds(item: Field[Any], owner: type) -> tuple[type, bool]:
 
 
 def _owner(item: Field[Any]) -> type:
-    return next(c for c in (FinetuneConfig, EvaluateConfig) if item in fields(c))
+    return next(c for c in (FinetuneConfig, EvaluateConfig, GenerateConfig) if item in fields(c))
 
 
 def _typed(item: Field[Any], value: Any) -> Any:

@@ -1,0 +1,119 @@
+"""Transformers' own forward with transformers' own cache, one token at a time.
+
+Decoder-only models read prompts of unequal length aligned at their ends, what lies before hidden by the mask
+and not counted in the positions; encoder-decoder models read them in the encoder, once, and start to write
+from their start token.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Decoder
+
+
+def plain(model: nn.Module, dtype: torch.dtype) -> Decoder:
+    """Return the decoder for any model that transformers can write with."""
+    if next(model.parameters()).dtype != dtype:
+        model = copy.deepcopy(model).to(dtype)
+    encodes: bool = model.config.is_encoder_decoder  # type: ignore[union-attr,assignment]
+    return _EncoderDecoder(model.eval()) if encodes else _DecoderOnly(model.eval())
+
+
+class _DecoderOnly:
+    how = ""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    @torch.inference_mode()
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+        """Read prompts; see ``decoders/base.py``."""
+        del room
+        self.cache = None
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[*[prompt[0]] * (longest - len(prompt)), *prompt] for prompt in prompts])
+        mask = torch.tensor([[*[0] * (longest - len(prompt)), *[1] * len(prompt)] for prompt in prompts])
+        self.mask = mask.to(self.model.device)
+        return self._forward(ids.to(self.model.device))
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor) -> Tensor:
+        """Append a token to each row; see ``decoders/base.py``."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], dim=1)
+        return self._forward(ids[:, None])
+
+    @torch.inference_mode()
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows; see ``decoders/base.py``."""
+        self.mask = self.mask[rows]
+        self.cache.batch_select_indices(rows)  # type: ignore[attr-defined]
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        more: dict[str, Any] = {}
+        if self.positions:
+            more["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            more["logits_to_keep"] = 1
+        out = self.model(input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **more)
+        self.cache = out.past_key_values
+        return out.logits[:, -1].float()  # type: ignore[no-any-return]
+
+
+class _EncoderDecoder:
+    how = ""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.start = start_token(model)
+
+    @torch.inference_mode()
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+        """Read prompts in the encoder; see ``decoders/base.py``."""
+        del room
+        self.cache = None
+        longest, device = max(map(len, prompts)), self.model.device
+        pad = self.model.config.pad_token_id or 0
+        ids = torch.tensor([[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts], device=device)
+        inside = [[*[1] * len(prompt), *[0] * (longest - len(prompt))] for prompt in prompts]
+        self.mask = torch.tensor(inside, device=device)
+        self.states = self.model.get_encoder()(input_ids=ids, attention_mask=self.mask).last_hidden_state
+        return self._forward(torch.full((len(prompts), 1), self.start, device=device))
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor) -> Tensor:
+        """Append a token to each row; see ``decoders/base.py``."""
+        return self._forward(ids[:, None])
+
+    @torch.inference_mode()
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows; see ``decoders/base.py``."""
+        self.mask, self.states = self.mask[rows], self.states[rows]
+        self.cache.batch_select_indices(rows)  # type: ignore[attr-defined]
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        out = self.model(
+            decoder_input_ids=ids, encoder_outputs=BaseModelOutput(last_hidden_state=self.states),
+            attention_mask=self.mask, past_key_values=self.cache, use_cache=True,
+        )  # fmt: skip
+        self.cache = out.past_key_values
+        return out.logits[:, -1].float()  # type: ignore[no-any-return]
+
+
+def start_token(model: Any) -> int:
+    """Return the id from which an encoder-decoder model begins to write."""
+    for settings in (getattr(model, "generation_config", None), model.config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            value = getattr(settings, name, None)
+            if value is not None:
+                return int(value)
+    return int(model.config.pad_token_id or 0)

@@ -1,0 +1,85 @@
+"""What writes text token by token: prompts in, the logits of what comes next out, one step after another.
+
+A file beside this one serves a family of models by a step of its own over weights laid out for it; it is
+proven on real prompts before it is used (``_proof.py``). Every other model runs transformers' own forward
+with transformers' own cache (``_plain.py``). Nothing here chooses tokens: ``generation.py`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from ..core import plugins
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class Decoder(Protocol):
+    """Sequences under way. A row's logits must not depend on the rows beside it."""
+
+    how: str
+    """In words: precision and path, with the reason."""
+
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+        """Read prompts, with room for so many more tokens each; what was under way before is forgotten.
+
+        Returns:
+            (prompts, vocabulary), float32: logits of the first token.
+        """
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Append one token to each row, (rows,). Returns (rows, vocabulary), float32."""
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, in this order: some have ended, or beams branch."""
+
+
+class Family(Protocol):
+    """Models for which there is a step here."""
+
+    def reason_against(self, model: nn.Module) -> str | None:
+        """Return why this model cannot be served, or None if it can."""
+
+    def bind(self, model: nn.Module, dtype: torch.dtype) -> Decoder:
+        """Return a decoder over the model's weights in this precision; the model itself stays as it is."""
+
+
+def find(model: nn.Module) -> tuple[Family | None, str]:
+    """Return the family that serves a model, or None, with the reason in words."""
+    reasons = []
+    for name in plugins.names("decoders"):
+        family: Family = plugins.load("decoders", name)
+        reason = family.reason_against(model)
+        if reason is None:
+            return family, f"decode step of decoders/{name}"
+        reasons.append(f"{name}: {reason}")
+    return None, "; ".join(reasons)
+
+
+def open_decoder(model: nn.Module, dtype: torch.dtype, prompts: Sequence[Sequence[int]], *, speed: str) -> Decoder:
+    """Return the fastest decoder that is proven to compute what transformers computes on these prompts.
+
+    Args:
+        model: in float32, or in ``dtype``.
+        dtype: the precision of the work.
+        prompts: real ones; a few are enough.
+        speed: "auto", or "plain" for transformers' own forward always.
+    """
+    from ._plain import plain
+    from ._proof import prove
+
+    precision = str(dtype).removeprefix("torch.")
+    family, reason = find(model) if speed == "auto" else (None, "asked for")
+    if family is not None:
+        proof = prove(model, family, prompts)
+        if proof.holds:
+            decoder = family.bind(model, dtype)
+            decoder.how = f"{precision}, {reason}"
+            return decoder
+        reason = proof.why_not
+    decoder = plain(model, dtype)
+    decoder.how = f"{precision}, transformers' forward: {reason}"
+    return decoder

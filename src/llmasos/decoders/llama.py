@@ -1,0 +1,259 @@
+"""Llama and its relatives (Qwen2, Qwen3, Mistral, Gemma): one step is matrix products and little else.
+
+Queries, keys and values are one product, gate and up another, and keys and values of a layer lie in one
+array of fixed size, so that a step allocates next to nothing and appending is one copy. Rows are aligned
+at their ends: all of them write to the same place, a mask hides what lies before a short prompt, and the
+query heads of one key head are attended as if they were positions, so that grouped heads cost no copies.
+Prompts are read without padding, end to end, each attending to itself alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ._linear import Linear
+from .base import Decoder
+
+GRAIN = 32
+"""Lengths are rounded up to it: products and attention are compiled for their shapes, which must recur."""
+PACK = 2048
+"""Tokens of prompts that are read at once."""
+_TYPES = ("llama", "qwen2", "qwen3", "mistral", "gemma")
+_FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu": functional.gelu,
+}
+
+
+class _Layer(NamedTuple):
+    qkv: Linear
+    output: Linear
+    up: Linear
+    down: Linear
+    norms: tuple[Tensor, Tensor]
+    head_norms: Tensor | None  # (query heads + key heads, head width), or None
+
+
+class _Llama:
+    """The family; see ``decoders/base.py``."""
+
+    def reason_against(self, model: nn.Module) -> str | None:
+        """Return why this model cannot be served, or None."""
+        config: Any = model.config
+        if config.model_type not in _TYPES:
+            return f"{config.model_type} is not in this family"
+        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+            return "it attends in a sliding window"
+        if config.rope_parameters["rope_type"] not in _FIXED_ROPE:
+            return f"its positions are of type {config.rope_parameters['rope_type']}"
+        if config.hidden_act not in _ACTIVATIONS:
+            return f"its activation is {config.hidden_act}"
+        if any(type(m) is not nn.Linear for layer in _layers(model) for m in _linear_of(layer)):
+            return "its linear layers carry adapters"
+        return None
+
+    def bind(self, model: nn.Module, dtype: torch.dtype) -> Decoder:
+        """Return a decoder over weights laid out for it."""
+        return _LlamaDecoder(model, dtype)
+
+
+def _layers(model: Any) -> Any:
+    return model.model.layers
+
+
+def _linear_of(layer: Any) -> Iterator[nn.Module]:
+    attention, mlp = layer.self_attn, layer.mlp
+    yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+class _LlamaDecoder:
+    how = ""
+
+    @torch.inference_mode()
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        config = model.config
+        self.dtype, self.device = dtype, model.lm_head.weight.device
+        self.embed, self.rotary = model.model.embed_tokens, model.model.rotary_emb
+        first = model.model.layers[0].self_attn
+        self.width = int(first.head_dim)
+        self.queries, self.keys = int(config.num_attention_heads), int(config.num_key_value_heads)
+        self.scale = float(first.scaling)
+        self.activation = _ACTIVATIONS[config.hidden_act]
+        self.epsilon = float(config.rms_norm_eps)
+        self.offset = 1.0 if config.model_type == "gemma" else 0.0
+        self.layers = [self._laid_out(layer) for layer in model.model.layers]
+        self.norm = self._norm_weight(model.model.norm)
+        self.head = Linear([model.lm_head], dtype)
+        self.cos = self.sin = torch.empty(0)
+        self.cache: list[Tensor] = []  # of each layer: (rows, keys and values, places, head width)
+
+    def _laid_out(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        heads = None
+        if hasattr(attention, "q_norm"):
+            query, key = self._norm_weight(attention.q_norm), self._norm_weight(attention.k_norm)
+            heads = torch.stack([query] * self.queries + [key] * self.keys)
+        return _Layer(
+            qkv=Linear([attention.q_proj, attention.k_proj, attention.v_proj], self.dtype),
+            output=Linear([attention.o_proj], self.dtype),
+            up=Linear([mlp.gate_proj, mlp.up_proj], self.dtype),
+            down=Linear([mlp.down_proj], self.dtype),
+            norms=(self._norm_weight(layer.input_layernorm), self._norm_weight(layer.post_attention_layernorm)),
+            head_norms=heads,
+        )
+
+    def _norm_weight(self, norm: Any) -> Tensor:
+        weight: Tensor = norm.weight.detach()
+        return (weight.float() + self.offset).to(self.dtype)
+
+    # -- the three verbs ----------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+        """Read prompts; see ``decoders/base.py``."""
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self.at = int(lengths.max())
+        places = -(-(self.at + room) // GRAIN) * GRAIN
+        shape = (len(prompts), 2 * self.keys, places, self.width)
+        self.cache = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
+        self._tables(places)
+        self.lengths = lengths.to(self.device)
+        before = torch.arange(places)[None] < (self.at - lengths)[:, None]
+        after = torch.arange(places)[None] >= self.at
+        mask = torch.zeros(len(prompts), 1, 1, places).masked_fill_((before | after)[:, None, None], float("-inf"))
+        self.mask = mask.to(self.device, self.dtype)
+        out = None
+        for rows in _packs(prompts):
+            hidden = self._read([prompts[row] for row in rows], rows)
+            out = hidden.new_empty(len(prompts), hidden.shape[1]) if out is None else out
+            out[torch.tensor(rows, device=self.device)] = hidden
+        assert out is not None
+        return self._logits(out)
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor) -> Tensor:
+        """Append a token to each row; see ``decoders/base.py``."""
+        place, until = self.at, min(-(-(self.at + 1) // GRAIN) * GRAIN, self.mask.shape[-1])
+        self.mask[..., place] = 0.0
+        mask = self.mask[..., :until]
+        x = self.embed(ids).to(self.dtype)
+        cos, sin = self.cos[self.lengths], self.sin[self.lengths]  # (rows, 1, head width)
+        rows, keys = len(ids), self.keys
+        for layer, cache in zip(self.layers, self.cache, strict=True):
+            query, both = self._projected(x, layer, cos, sin)
+            cache[:, :, place] = both
+            query = query.view(rows, keys, self.queries // keys, self.width)
+            context = functional.scaled_dot_product_attention(
+                query, cache[:, :keys, :until], cache[:, keys:, :until], mask, scale=self.scale
+            )
+            x = self._rest(x, context.reshape(rows, -1), layer)
+        self.at, self.lengths = place + 1, self.lengths + 1
+        return self._logits(x)
+
+    @torch.inference_mode()
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows; see ``decoders/base.py``."""
+        self.lengths, self.mask = self.lengths[rows], self.mask[rows]
+        for number, cache in enumerate(self.cache):
+            fresh = cache if len(rows) == len(cache) else cache.new_zeros(len(rows), *cache.shape[1:])
+            fresh[:, :, : self.at] = cache[:, :, : self.at].index_select(0, rows)
+            self.cache[number] = fresh
+
+    # -- the parts ----------------------------------------------------------------------------------
+
+    def _tables(self, places: int) -> None:
+        """Tabulate the rotations (Su et al. 2021), the sine with the sign of ``rotate_half``."""
+        places = -(-places // 256) * 256
+        if len(self.cos) >= places:
+            return
+        like = torch.zeros(1, dtype=torch.float32, device=self.device)
+        cos, sin = self.rotary(like, torch.arange(places, device=self.device)[None])
+        sign = torch.ones(self.width, device=self.device)
+        sign[: self.width // 2] = -1.0
+        self.cos = cos[0, :, None].to(self.dtype)
+        self.sin = (sin[0, :, None] * sign).to(self.dtype)
+
+    def _projected(self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rotated queries, (tokens, heads, width), and rotated keys beside values."""
+        normed = functional.rms_norm(x, (x.shape[1],), layer.norms[0], self.epsilon)
+        qkv = layer.qkv(normed).view(len(x), -1, self.width)
+        turning = qkv[:, : self.queries + self.keys]
+        if layer.head_norms is not None:
+            turning = functional.rms_norm(turning, (self.width,), None, self.epsilon) * layer.head_norms
+        turned = torch.addcmul(turning * cos, turning.roll(self.width // 2, -1), sin)
+        both = qkv[:, self.queries :]
+        both[:, : self.keys] = turned[:, self.queries :]
+        return turned[:, : self.queries], both
+
+    def _rest(self, x: Tensor, context: Tensor, layer: _Layer) -> Tensor:
+        """From attention's context to the layer's output. (tokens, hidden)."""
+        x = layer.output(context).add_(x)
+        up = layer.up(functional.rms_norm(x, (x.shape[1],), layer.norms[1], self.epsilon))
+        gate, up = up.chunk(2, dim=1)
+        return layer.down(self.activation(gate).mul_(up)).add_(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.head(functional.rms_norm(x, (x.shape[1],), self.norm, self.epsilon)).float()
+
+    def _read(self, prompts: list[Sequence[int]], rows: list[int]) -> Tensor:
+        """Read prompts end to end, keep their keys and values; return their last states, (prompts, hidden)."""
+        lengths = [len(prompt) for prompt in prompts]
+        fill = -sum(lengths) % GRAIN
+        ids = torch.tensor([*(i for prompt in prompts for i in prompt), *[prompts[0][0]] * fill], device=self.device)
+        positions = torch.tensor([*(p for n in lengths for p in range(n)), *[0] * fill], device=self.device)
+        x: Tensor = self.embed(ids).to(self.dtype)
+        cos, sin = self.cos[positions], self.sin[positions]
+        for layer, cache in zip(self.layers, self.cache, strict=True):
+            query, both = self._projected(x, layer, cos, sin)
+            context = torch.zeros(len(x), self.queries * self.width, dtype=self.dtype, device=self.device)
+            for begin, first, count, length in _runs(lengths):
+                at = slice(begin, begin + count * length)
+                kv = both[at].view(count, length, -1, self.width).transpose(1, 2)
+                for number in range(count):
+                    cache[rows[first + number], :, self.at - length : self.at] = kv[number]
+                q = query[at].view(count, length, -1, self.width).transpose(1, 2)
+                out = self._attended(q, kv[:, : self.keys], kv[:, self.keys :])
+                context[at] = out.transpose(1, 2).reshape(count * length, -1)
+            x = self._rest(x, context, layer)
+        last = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        return x.index_select(0, last)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        share = self.queries // self.keys
+        if share > 1:
+            k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+
+
+def _packs(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Cut prompts, longest first, into packs of at most ``PACK`` tokens, or of one prompt."""
+    pack: list[int] = []
+    tokens = 0
+    for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):
+        if pack and tokens + len(prompts[row]) > PACK:
+            yield pack
+            pack, tokens = [], 0
+        pack.append(row)
+        tokens += len(prompts[row])
+    yield pack
+
+
+def _runs(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield neighbours of equal length: first token, first prompt, number of prompts, length."""
+    begin = first = 0
+    for length, same in groupby(lengths):
+        count = len(list(same))
+        yield begin, first, count, length
+        begin, first = begin + count * length, first + count
+
+
+PLUGIN = _Llama()

@@ -1,0 +1,270 @@
+"""From prompts to answers: prompts as tokens, checked against the model's limit, decoded in batches.
+
+A ``Generator`` holds one opened model and its proven decoder. ``decoding.py`` is the loop; here is what comes
+before it (the chat template, room for the answer, the model's own settings) and the order of the answers after it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import sampling
+from .core.config import GenerateConfig
+from .core.errors import UsageError
+from .decoders._plain import start_token
+from .decoders.base import Decoder, open_decoder
+from .decoding import Done, Piece, Processor, Request, Rules, generate
+from .sampling import Sampling
+from .tasks.base import Generation
+from .writing import Writer
+
+
+class Generator:
+    """A model that writes.
+
+    Args:
+        model: a transformers model, in float32, on its device.
+        tokenizer: the model's.
+        limit: the most tokens that it can take.
+        precision: "float32" or "bfloat16".
+        speed: "auto" or "plain" (transformers' own forward always).
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, limit: int, *, precision: str = "float32", speed: str = "auto"
+    ) -> None:
+        if not model.can_generate():
+            raise UsageError(
+                f"a {type(model).__name__} writes no text",
+                hint="generate needs a decoder-only or an encoder-decoder model with its language head",
+            )
+        self.model, self.tokenizer, self.limit = model.eval(), tokenizer, limit
+        self.encodes = bool(model.config.is_encoder_decoder)
+        self.ends = ends_of(model, tokenizer)
+        self._dtype, self._speed = getattr(torch, precision), speed
+        self._decoder: Decoder | None = None
+
+    @property
+    def how(self) -> str:
+        """In words: precision and path, with the reason; known after the first answer."""
+        return self._decoder.how if self._decoder else "not yet known"
+
+    def tokens(self, prompt: Any) -> list[int]:
+        """Return a prompt as tokens: a text, or messages through the model's chat template.
+
+        Raises:
+            UsageError: it is neither, or the template refuses the messages.
+        """
+        if isinstance(prompt, str):
+            ids = list(self.tokenizer(prompt, verbose=False)["input_ids"])
+            # some tokenizers end every text, and after its end a text does not go on
+            return ids[:-1] if not self.encodes and len(ids) > 1 and ids[-1] in self.ends else ids
+        if not is_messages(prompt):
+            raise UsageError(
+                f"a prompt is a {type(prompt).__name__}", hint="a text, or a list of {role, content} messages"
+            )
+        from .tasks import _chat_template
+        from .tasks._conversations import Wrong, conversation
+
+        if not self.tokenizer.chat_template:
+            raise UsageError("this model has no chat template", hint="pass the whole prompt as a text")
+        try:
+            return _chat_template.prompt_ids(conversation({"messages": list(prompt)}, None), self.tokenizer)
+        except Wrong as wrong:
+            raise UsageError(f"the messages cannot be rendered: {wrong}", hint="correct the messages") from wrong
+
+    def answers(self, prompts: Sequence[Sequence[int]], config: GenerateConfig, **more: Any) -> list[Generation]:
+        """Write an answer to each prompt, in order; arguments as for ``pieces``."""
+        found = {one.number: one.generation for one in self.pieces(prompts, config, **more) if isinstance(one, Done)}
+        return [found[index] for index in range(len(prompts))]
+
+    def pieces(
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: GenerateConfig,
+        *,
+        stop: Sequence[str] = (),
+        json_schema: Any = None,
+        logprobs: bool = False,
+        streams: bool = False,
+        first_token: int | None = None,
+    ) -> Iterator[Piece | Done]:
+        """Write answers, those of about equally long prompts together.
+
+        Args:
+            prompts: token ids.
+            config: how.
+            stop: strings that end an answer.
+            json_schema: what an answer must obey, as a dict or as JSON.
+            logprobs: whether the probabilities of the tokens are wanted.
+            streams: whether text is wanted as it comes.
+            first_token: what an encoder-decoder model must begin with.
+
+        Raises:
+            UsageError: options that exclude each other, or a prompt that does not fit.
+        """
+        _check(config, stop, json_schema, logprobs, streams)
+        room = check_fits(prompts, config.max_new_tokens, self.limit, encodes=self.encodes)
+        rules = self._rules(config, room, first_token, logprobs)
+        copies: Counter[tuple[int, ...]] = Counter()
+        requests = []
+        for index, prompt in enumerate(prompts):
+            key = tuple(prompt)
+            requests.append(
+                Request(
+                    index=index,
+                    prompt=list(prompt),
+                    writer=Writer(self.tokenizer, stop, streams=streams),
+                    random=sampling.generator(config.seed, copies[key]),
+                    grammar=None if json_schema is None else self._grammar(json_schema),
+                )
+            )
+            copies[key] += 1
+        requests.sort(key=lambda request: -len(request.prompt))
+        for begin in range(0, len(requests), config.batch_size):
+            part = requests[begin : begin + config.batch_size]
+            yield from generate(self._opened(part), part, rules)
+
+    def _opened(self, requests: Sequence[Request]) -> Decoder:
+        if self._decoder is None:
+            prompts = [request.prompt for request in requests]
+            self._decoder = open_decoder(self.model, self._dtype, prompts, speed=self._speed)
+        return self._decoder
+
+    def _grammar(self, json_schema: Any) -> Any:
+        from .schema import json_grammar
+
+        return json_grammar(json_schema, self.tokenizer, self.ends, int(self.model.config.vocab_size))
+
+    def _rules(self, config: GenerateConfig, room: int, first: int | None, logprobs: bool) -> Rules:
+        settings = self.model.generation_config
+        return Rules(
+            max_new_tokens=room,
+            ends=self.ends,
+            sampling=Sampling(config.temperature, config.top_p, config.top_k, config.min_p, config.repetition_penalty),
+            num_beams=config.num_beams,
+            length_penalty=1.0 if settings.length_penalty is None else float(settings.length_penalty),
+            early_stopping=settings.early_stopping or False,
+            start=(start_token(self.model),) if self.encodes else None,
+            processors=processors_of(self.model, self.ends, room, first),
+            forced_end=settings.forced_eos_token_id if self.encodes else None,
+            logprobs=logprobs,
+        )
+
+
+def opened(model: Any, tokenizer: Any, folder: Path, config: GenerateConfig) -> Generator:
+    """Return the generator of a model, on the device and in the precision that the options ask for."""
+    from .core import hardware
+    from .loading import longest_input
+
+    hardware.set_threads(config.threads)
+    device = hardware.pick_device(config.device)
+    precision, _ = hardware.pick_precision(config.precision, device)
+    limit = longest_input(folder, tokenizer)
+    return Generator(model.to(device), tokenizer, limit, precision=precision, speed=config.speed)
+
+
+def write(
+    generator: Generator, prompt: Any, config: GenerateConfig, *, stop: str | Sequence[str], stream: bool, **more: Any
+) -> Any:
+    """Write on from a prompt or from several; arguments and answers are those of ``LLM.generate``."""
+    single = isinstance(prompt, str) or is_messages(prompt)
+    if stream and not single:
+        raise UsageError("stream=True takes one prompt", hint="call it once for each prompt")
+    prompts = [generator.tokens(one) for one in ([prompt] if single else prompt)]
+    more["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    if stream:
+        pieces = generator.pieces(prompts, config, streams=True, **more)
+        return (piece.text for piece in pieces if isinstance(piece, Piece))
+    answers = generator.answers(prompts, config, **more)
+    return answers[0] if single else answers
+
+
+def is_messages(prompt: Any) -> bool:
+    """Say whether this is one conversation: a list of messages, each with a role."""
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and bool(prompt)
+        and all(isinstance(message, Mapping) and "role" in message for message in prompt)
+    )
+
+
+def _check(config: GenerateConfig, stop: Sequence[str], schema: Any, logprobs: bool, streams: bool) -> None:
+    """Refuse what would do nothing, or not what it says."""
+    if any(not word for word in stop):
+        raise UsageError("an empty stop string would end every answer at once", hint="leave it out")
+    if config.num_beams > 1:
+        given = {
+            "temperature": config.temperature != 0.0,
+            "stop": bool(stop),
+            "json_schema": schema is not None,
+            "logprobs": logprobs,
+            "stream": streams,
+        }
+        wrong = next((name for name, is_given in given.items() if is_given), None)
+        if wrong:
+            raise UsageError(f"num_beams={config.num_beams} does not go together with {wrong}", hint="num_beams=1 does")
+
+
+def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids after which the model has ended: those of its settings, its tokenizer and its chat template."""
+    from .tasks._chat_template import stop_ids
+
+    ends: set[int] = set()
+    for value in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
+        ends |= set(value) if isinstance(value, list | tuple) else {value} - {None}
+    if tokenizer.chat_template:
+        ends |= set(stop_ids(tokenizer))
+    return frozenset(int(end) for end in ends)
+
+
+def processors_of(model: Any, ends: frozenset[int], max_new_tokens: int, first: int | None) -> tuple[Processor, ...]:
+    """Return what the model's own generation settings ask for beyond the choice of tokens, by transformers' classes."""
+    import transformers as t
+
+    settings, encodes = model.generation_config, bool(model.config.is_encoder_decoder)
+    device = str(model.device)
+    found: list[Any] = []
+    if size := settings.no_repeat_ngram_size:
+        found.append(t.NoRepeatNGramLogitsProcessor(size))
+    if words := settings.bad_words_ids:
+        found.append(t.NoBadWordsLogitsProcessor(words, list(ends) or None))
+    if encodes and settings.min_length and ends:
+        found.append(t.MinLengthLogitsProcessor(settings.min_length, list(ends), device=device))
+    first = first if first is not None else settings.forced_bos_token_id
+    if encodes and first is not None:
+        found.append(t.ForcedBOSTokenLogitsProcessor(first))
+    if encodes and (end := settings.forced_eos_token_id) is not None:
+        found.append(t.ForcedEOSTokenLogitsProcessor(1 + max_new_tokens, end, device=device))
+    if tokens := settings.suppress_tokens:
+        found.append(t.SuppressTokensLogitsProcessor(tokens, device=device))
+    return tuple(found)
+
+
+def check_fits(prompts: Sequence[Sequence[int]], room: int | None, limit: int, *, encodes: bool) -> int:
+    """Return how many tokens each answer may have: ``room``, or up to 256 that fit.
+
+    Raises:
+        UsageError: a prompt is empty, or leaves no such room, with the numbers.
+    """
+    longest = max(range(len(prompts)), key=lambda row: len(prompts[row]))
+    used = len(prompts[longest])
+    if any(not prompt for prompt in prompts):
+        raise UsageError(f"prompt {[bool(p) for p in prompts].index(False) + 1} is empty", hint="give it some text")
+    left = limit if encodes else limit - used
+    wanted = 1 if room is None else room
+    if used > limit or wanted > left:
+        told = f"a prompt of {used} tokens" + ("" if encodes else f" + max_new_tokens={wanted}")
+        text = told if used > limit or not encodes else f"max_new_tokens={wanted}"
+        raise UsageError(
+            f"prompt {longest + 1} does not fit: {text} > {limit}, the model's limit"
+            if text is told else f"{text} > {limit}, the model's limit",
+            hint=f"max_new_tokens={left}" if left > 0 and used <= limit else "a shorter prompt",
+        )  # fmt: skip
+    return min(256, left) if room is None else room
