@@ -15,7 +15,7 @@ import pytest
 
 from hub_server import Hub
 from llmasos.cli import VERBS, command_of
-from tiny import save_tiny_bert
+from tiny import save_tiny, save_tiny_bert
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -36,7 +36,9 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page.name !=
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory):
     model = save_tiny_bert(tmp_path_factory.mktemp("hub") / "model", max_length=128)
-    with Hub(repos={"bert-base-uncased": model, "bert-base-chinese": model}) as server:
+    decoder = save_tiny(tmp_path_factory.mktemp("hub") / "decoder", "AutoModelForCausalLM", max_length=512)
+    models = {"bert-base-uncased": model, "bert-base-chinese": model, "HuggingFaceTB/SmolLM2-135M-Instruct": decoder}
+    with Hub(repos=models) as server:
         yield server
 
 

@@ -30,20 +30,20 @@ def save_tiny_bert(folder: Path, *, max_length: int = 64) -> Path:
     return folder
 
 
-def save_tiny(folder: Path, auto_class: str) -> Path:
+def save_tiny(folder: Path, auto_class: str, *, max_length: int = 64) -> Path:
     """Write a tiny model of the kind that a transformers Auto class opens, with a tokenizer of single letters."""
     import torch
     import transformers
 
     if auto_class not in _DECODERS:
-        return save_tiny_bert(folder)
-    tokenizer = tiny_tokenizer()
+        return save_tiny_bert(folder, max_length=max_length)
+    tokenizer = tiny_tokenizer(max_length)
     size = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id,
                "eos_token_id": tokenizer.sep_token_id}  # fmt: skip
     torch.manual_seed(0)
     if auto_class == "AutoModelForCausalLM":
-        config = transformers.LlamaConfig(**size, **special, intermediate_size=64, max_position_embeddings=64)
+        config = transformers.LlamaConfig(**size, **special, intermediate_size=64, max_position_embeddings=max_length)
         model = transformers.LlamaForCausalLM(config)
     else:
         config = transformers.T5Config(
