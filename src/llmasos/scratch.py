@@ -29,15 +29,27 @@ _CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
 """What is never joined to one token: the rule of GPT-4's and Qwen's tokenizers."""
+
+_LINES = 1000  # of a running text, learned from together
 
 _LLAMA = {"model_type": "llama", "max_position_embeddings": 2048, "tie_word_embeddings": True}
 _BERT = {"model_type": "bert", "max_position_embeddings": 512}
 _MARIAN = {"model_type": "marian", "max_position_embeddings": 512, "activation_function": "relu", "dropout": 0.2,
            "scale_embedding": True}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
-    "llama-3m": {**_LLAMA, "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3,
+    "llama-4m": {**_LLAMA, "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3,
                  "num_key_value_heads": 3, "intermediate_size": 512},
     "llama-10m": {**_LLAMA, "hidden_size": 256, "num_hidden_layers": 10, "num_attention_heads": 4,
                   "num_key_value_heads": 4, "intermediate_size": 704},
@@ -142,8 +154,18 @@ def _texts(data: Any, columns: Mapping[str, str] | None) -> Iterator[str]:
 
     several = isinstance(data, list | tuple) and all(isinstance(item, Path) or _is_path(item) for item in data)
     for source in data if several else [data]:
-        for row in stream(source, LanguageModelingTask().fields, columns=columns):
-            yield f"{text_of(row)}\n" if "line" in row else text_of(row)
+        fields = LanguageModelingTask().fields
+        lines: list[str] = []
+        for row in stream(source, fields, columns=columns):
+            if "line" not in row:
+                yield text_of(row)
+                continue
+            lines.append(f"{text_of(row)}\n")
+            if len(lines) == _LINES:
+                yield "".join(lines)
+                lines.clear()
+        if lines:
+            yield "".join(lines)
 
 
 def _is_path(item: Any) -> bool:
