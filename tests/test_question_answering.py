@@ -179,13 +179,20 @@ def test_lines_with_a_column_named_data_stay_lines(tmp_path):
 
 
 def test_questions_without_an_answer_are_wrong_where_each_has_one():
-    assert QuestionAnsweringTask(no_answer=False).problem({**ROW, "answers": NONE}).found == "no answer"
-    assert QuestionAnsweringTask(no_answer=True).problem({**ROW, "answers": NONE}) is None
+    assert QuestionAnsweringTask(unanswerable=False).problem({**ROW, "answers": NONE}).found == "no answer"
+    assert QuestionAnsweringTask(unanswerable=True).problem({**ROW, "answers": NONE}) is None
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"stride": -1}, {"n_best": 0}, {"max_answer_length": 0}, {"null_threshold": math.nan}, {"score_by": "letters"}],
+    [
+        {"unanswerable": "yes"},
+        {"stride": -1},
+        {"n_best": 0},
+        {"max_answer_length": 0},
+        {"null_threshold": math.nan},
+        {"score_by": "letters"},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(UsageError, match=next(iter(options))):
@@ -228,9 +235,9 @@ def test_augmenting_is_refused_where_targets_are_places(folder):
 
 def test_whether_questions_may_have_no_answer_is_inferred(tokenizer):
     task, notes = QuestionAnsweringTask().fitted([ROW, {**ROW, "answers": NONE}], tokenizer)
-    assert (task.no_answer, notes) == (True, ["1 of 2 questions have no answer in their context"])
-    assert QuestionAnsweringTask().fitted([ROW], tokenizer)[0].no_answer is False
-    assert QuestionAnsweringTask(no_answer=True).fitted([ROW], tokenizer)[0].no_answer is True
+    assert (task.unanswerable, notes) == (True, ["1 of 2 questions have no answer in their context"])
+    assert QuestionAnsweringTask().fitted([ROW], tokenizer)[0].unanswerable is False
+    assert QuestionAnsweringTask(unanswerable=True).fitted([ROW], tokenizer)[0].unanswerable is True
 
 
 def test_the_longest_training_answer_can_be_given(tokenizer):
@@ -371,7 +378,7 @@ def test_the_answers_of_xquad_are_cut_out_exactly(shared_data, tokenizer, langua
 
 
 def test_windows_join_to_what_one_pass_over_the_whole_gives(tokenizer):
-    task = QuestionAnsweringTask(n_best=5, no_answer=True, max_answer_length=8, stride=8)
+    task = QuestionAnsweringTask(n_best=5, unanswerable=True, max_answer_length=8, stride=8)
     outputs, answers = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32), []
     for longest in (512, 40):
         encoding = task.encode([ROW], tokenizer, longest)
@@ -405,14 +412,14 @@ def test_an_answer_never_ends_before_it_starts(tokenizer):
 
 def test_probabilities_of_all_passages_and_no_answer_sum_to_one(tokenizer):
     one = row("ab cd ef", "cd")
-    for no_answer in (False, True):
-        task = QuestionAnsweringTask(n_best=1000, no_answer=no_answer)
+    for unanswerable in (False, True):
+        task = QuestionAnsweringTask(n_best=1000, unanswerable=unanswerable)
         encoding = task.encode([one], tokenizer, 16)
         outputs = [np.random.default_rng(i).normal(size=(len(ids), 2)) for i, ids in enumerate(encoding.ids)]
         given = answer_of(task, encoding, outputs, [one])
         total = sum(span.score for span in given.n_best) + (given.no_answer_score or 0.0)
         assert total == pytest.approx(1.0)
-        assert (given.no_answer_score is None) is not no_answer
+        assert (given.no_answer_score is None) is not unanswerable
     (start, end), span = outputs[0].T, given.n_best[0]
     places = {(0, 0), *((i, j) for i in range(8, len(start) - 1) for j in range(i, len(start) - 1))}
     assert len(outputs) == 1
@@ -437,7 +444,7 @@ def test_no_answer_is_given_above_the_threshold_only(tokenizer):
     encoding = QuestionAnsweringTask().encode([ROW], tokenizer, 512)
     (logits,) = right(encoding)
     logits[0] = 12.0  # 24 for no answer, 20 for the passage
-    options = [{"no_answer": False}, {"no_answer": True}, {"no_answer": True, "null_threshold": 4.5}]
+    options = [{"unanswerable": False}, {"unanswerable": True}, {"unanswerable": True, "null_threshold": 4.5}]
     given = [answer_of(QuestionAnsweringTask(**option), encoding, [logits], [ROW]) for option in options]
     assert [answer.answer for answer in given] == ["1887", "", "1887"]
     assert (given[1].start, given[1].end, given[1].score) == (None, None, given[1].no_answer_score)
@@ -445,7 +452,7 @@ def test_no_answer_is_given_above_the_threshold_only(tokenizer):
 
 
 def test_there_is_no_answer_only_if_no_window_has_one(tokenizer):
-    task = QuestionAnsweringTask(no_answer=True)
+    task = QuestionAnsweringTask(unanswerable=True)
     encoding = task.encode([ROW], tokenizer, 40)
     outputs = right(encoding, null=9.0)
     assert len(outputs) > 2
@@ -470,6 +477,15 @@ def test_answers_keep_no_white_space_around_them(tokenizer):
     encoding.targets[0][3 + last, 1] += 1
     given = answer_of(QuestionAnsweringTask(), encoding, right(encoding), [ROW])
     assert (given.answer, given.start, given.end) == ("1887", 39, 43)
+
+
+def test_a_context_without_tokens_has_no_answer(tokenizer):
+    blank = {"question": "what?", "context": "\u200b\u200b"}
+    for task in (QuestionAnsweringTask(), QuestionAnsweringTask(unanswerable=True)):
+        encoding = task.encode([blank], tokenizer, 64, labelled=False)
+        given = answer_of(task, encoding, [np.ones((len(encoding.ids[0]), 2))], [blank])
+        assert (given.answer, given.start, given.n_best) == ("", None, ())
+        assert given.score == (given.no_answer_score or 0.0)
 
 
 def test_outputs_that_are_no_numbers_are_an_error_and_no_answer(tokenizer):

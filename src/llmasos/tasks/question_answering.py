@@ -104,7 +104,7 @@ class QuestionAnsweringTask(Task):
 
     Args:
         stride: tokens by which neighbouring windows of a long context overlap; at most half a window.
-        no_answer: whether a question may have no answer in its context; None infers it from the data.
+        unanswerable: whether a question may have no answer in its context; None infers it from the data.
         null_threshold: "no answer" is given where its score (sum of its two logits) is above that of the best
             answer by more than this; higher values answer more often.
         max_answer_length: the longest answer, in tokens; None takes the longest of the training data, at least 30.
@@ -125,7 +125,7 @@ class QuestionAnsweringTask(Task):
     scores_rows: ClassVar[bool] = True
 
     stride: int = 128
-    no_answer: bool | None = None
+    unanswerable: bool | None = None
     null_threshold: float = 0.0
     max_answer_length: int | None = None
     n_best: int = 1
@@ -140,6 +140,8 @@ class QuestionAnsweringTask(Task):
             raise UsageError(f"max_answer_length={self.max_answer_length}", hint="1 token or more")
         if not math.isfinite(self.null_threshold):
             raise UsageError(f"null_threshold={self.null_threshold}", hint="a finite number")
+        if self.unanswerable not in (None, True, False):
+            raise UsageError(f"unanswerable={self.unanswerable!r}", hint="true or false")
         if self.score_by not in ("auto", "words", "characters"):
             raise UsageError(f"score_by={self.score_by!r}", hint='"auto", "words" or "characters"')
 
@@ -174,8 +176,8 @@ class QuestionAnsweringTask(Task):
         answers = _answers(value)
         if answers is None:
             return Problem("answers", shown(value), _LAYOUT + _placed(value, context))
-        if not answers and self.no_answer is False:
-            return Problem("answers", "no answer", "an answer (no_answer=True allows questions without)")
+        if not answers and self.unanswerable is False:
+            return Problem("answers", "no answer", "an answer (unanswerable=True allows questions without)")
         return next((p for p in (_answer_problem(text, at, context) for text, at in answers) if p), None)
 
     def fitted(self, rows: Iterable[Row], tokenizer: Any = None) -> tuple[Self, list[str]]:
@@ -203,7 +205,7 @@ class QuestionAnsweringTask(Task):
             notes.append("the answers are Chinese: they are scored by characters, as CMRC 2018's script does")
         return replace(
             self,
-            no_answer=without > 0 if self.no_answer is None else self.no_answer,
+            unanswerable=without > 0 if self.unanswerable is None else self.unanswerable,
             max_answer_length=max(_LONGEST_ANSWER, most) if self.max_answer_length is None else self.max_answer_length,
             score_by=by,
         ), notes
@@ -311,13 +313,13 @@ class QuestionAnsweringTask(Task):
 
     def _answer(self, windows: Sequence[tuple[_Window, Any]], context: str) -> Answer:
         scores, spans, null = _passages(windows, self.max_answer_length or _LONGEST_ANSWER)
-        everything = np.append(scores.ravel(), null) if self.no_answer else scores.ravel()
+        everything = np.append(scores.ravel(), null) if self.unanswerable else scores.ravel()
         top = everything.max(initial=-np.inf)
         whole = top + np.log(np.exp(everything - top).sum()) if np.isfinite(top) else 0.0
         best = tuple(_best(scores, spans, context, self.n_best, whole))
-        no_answer = float(np.exp(null - whole)) if self.no_answer else None
+        no_answer = float(np.exp(null - whole)) if self.unanswerable else None
         # in logarithms, where a probability may have become 0
-        if not best or (self.no_answer and null - scores.max() > self.null_threshold):
+        if not best or (self.unanswerable and null - scores.max() > self.null_threshold):
             return Answer("", no_answer or 0.0, None, None, no_answer, best)
         first = best[0]
         return Answer(first.answer, first.score, first.start, first.end, no_answer, best)
