@@ -17,13 +17,16 @@ import torch
 from llmasos import LLM
 from llmasos.architectures._plain import transformers_outputs
 from llmasos.core import plugins
+from llmasos.core.config import GenerateConfig
 from llmasos.data.batching import Batch, encoded, gather, split
 from llmasos.data.dataset import read
 from llmasos.data.encoding import Encoded, encode, flattened
 from llmasos.engines.torch import TorchEngine
 from llmasos.evaluation import computed, evaluate, in_order, referenced
+from llmasos.generation import Generator
 from llmasos.loading import load_model
 from llmasos.metrics.base import LOWER_IS_BETTER
+from llmasos.prediction import written
 from llmasos.tasks.base import Row, Task
 from tiny import save_tiny
 
@@ -47,7 +50,7 @@ def _variants() -> dict[str, dict[str, tuple[Task, list[dict[str, Any]]]]]:
             "symmetric": (Similarity(symmetric=True), answers),
             "triplets": (Similarity(), triplets),
             "scored": (Similarity(score_range=(0, 9)), scored),
-            "squared error": (Similarity(scored_loss="cosine"), scored),
+            "scored in order": (Similarity(scored_loss="cosent"), scored),
         },
         "text-classification": {
             "several labels": (Classify(multi_label=True, threshold=0.3), several),
@@ -258,6 +261,11 @@ def test_there_is_one_answer_per_row_and_it_is_json(case):
 
 
 def answers_of(case: Case, rows: list[Any], scale: float = 1.0) -> list[Any]:
+    if case.task.generates:
+        settled = case.task.generation(case.tokenizer)
+        first = {name: settled.pop(name) for name in ("first_token",) if name in settled}
+        config = GenerateConfig(**{**settled, "max_new_tokens": 4})
+        return list(written(Generator(case.model, case.tokenizer, LENGTH), case.task, rows, config, first))
     encoding = case.task.encode(rows, case.tokenizer, LENGTH, labelled=False)
     part = flattened(encoding, case.task.group)
     outputs = in_order(case.task, part, ((b, scale * out) for b, out in computed(case.engine, part, 5)))
