@@ -156,6 +156,13 @@ def test_the_learning_rate_is_higher_than_for_all_weights(base, tmp_path):
     assert rates[1] == pytest.approx(adapters.RATE * rates[0])
 
 
+def test_a_plan_tells_what_is_trained_and_that_little_is_written(base):
+    plans = [LLM.from_pretrained(base).plan(TASK, ROWS, adapter=name, epochs=1, threads=1) for name in ("none", "lora")]
+    (choice,) = [choice for choice in plans[1].choices if choice.name == "adapter"]
+    assert (choice.value, "parameters are trained" in choice.why) == ("lora", True)
+    assert plans[1].disk_bytes < plans[0].disk_bytes
+
+
 CASES = [("bert", "token"), ("bert", "masked"), ("roberta", "row"), ("modernbert", "row"), ("distilbert", "embedding"),
          ("llama", "next"), ("qwen3", "next"), ("gpt2", "next")]  # fmt: skip
 

@@ -26,6 +26,7 @@ from ..evaluation import evaluate, referenced
 from ..loading import load_config, longest_input
 from ..saving import write_weights
 from ..tasks.base import Task
+from .adapters import summary
 from .prepare import Prepared, prepare
 from .run import _noting, ready
 from .trainer import Setup, Stepper, evaluation_steps
@@ -116,7 +117,8 @@ def plan(
         saves = max(1, len(evaluation_steps(setup)))
         phases["save"] = (time.perf_counter() - clock) * saves + _FINISH
         memory = hardware.peak_resident_memory()
-        weights = sum(p.numel() * 4 for p in model.parameters())
+        stored = (p for p in model.parameters() if p.requires_grad or config.adapter == "none")
+        weights = sum(p.numel() * 4 for p in stored)
         tokenizer_files = sum(file.stat().st_size for file in located.path.glob("*token*"))
         arrays = prepared.scale * (prepared.train.ids.nbytes + _RECORD * len(prepared.train))
         disk = weights * min(2, saves) + tokenizer_files + _CURVES + int(arrays)
@@ -249,6 +251,7 @@ def _choices(model: Any, setup: Setup, prepared: Prepared) -> list[Choice]:
             else f"for a model of width {getattr(model.config, 'hidden_size', '?')}",
         ),
         Choice("max_length", str(prepared.max_length), "as asked" if config.max_length else "the model's limit"),
+        *([Choice("adapter", config.adapter, summary(model))] if config.adapter != "none" else []),
         Choice("metric", setup.metric, "picks the best model on the validation rows"),
         Choice("torch.compile", "off", "texts differ in length: compiling each shape costs more than it gains"),
     ]
