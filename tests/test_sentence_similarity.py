@@ -98,8 +98,8 @@ LOSSES = {
     "symmetric pairs": (SentenceSimilarityTask("pairs", symmetric=True), np.arange(10).reshape(5, 2)),
     "triplets": (SentenceSimilarityTask("triplets"), np.arange(15).reshape(5, 3)),
     "symmetric triplets": (SentenceSimilarityTask("triplets", symmetric=True), np.arange(15).reshape(5, 3)),
-    "cosent": (SentenceSimilarityTask("scored"), np.float32([0.1, 0.9, 0.4, 0.4, 0.7])),
-    "cosine": (SentenceSimilarityTask("scored", scored_loss="cosine"), np.float32([0.1, 0.9, 0.4, 0.4, 0.7])),
+    "cosent": (SentenceSimilarityTask("scored", scored_loss="cosent"), np.float32([0.1, 0.9, 0.4, 0.4, 0.7])),
+    "cosine": (SentenceSimilarityTask("scored"), np.float32([0.1, 0.9, 0.4, 0.4, 0.7])),
 }
 
 
@@ -173,7 +173,7 @@ def stepper_of(bert: LLM, task: SentenceSimilarityTask, rows, **options):
 CACHED = {
     "pairs": (SentenceSimilarityTask(), PAIRS),
     "triplets": (SentenceSimilarityTask(symmetric=True), TRIPLETS),
-    "cosent": (SentenceSimilarityTask(), SCORED),
+    "cosent": (SentenceSimilarityTask(scored_loss="cosent"), SCORED),
 }
 
 
@@ -309,7 +309,7 @@ def test_an_impossible_option_is_refused(options):
 def test_only_the_squared_error_looks_at_each_row_alone():
     joint = [t.joint for t in (SentenceSimilarityTask("scored", scored_loss=s) for s in ("cosent", "cosine"))]
     assert joint == [True, False]
-    assert SentenceSimilarityTask("pairs", scored_loss="cosine").joint
+    assert SentenceSimilarityTask("pairs").joint
 
 
 def test_a_text_of_which_the_tokenizer_leaves_nothing_gives_no_example(bert):
@@ -610,7 +610,7 @@ def test_training_does_not_depend_on_the_size_of_micro_batches(bert):
 
 def test_a_squared_error_draws_cosines_to_the_scores(bert):
     rows = [{**row, "score": row["score"]} for row in SCORED] * 3
-    llm = tuned(bert, SentenceSimilarityTask(scored_loss="cosine"), rows, epochs=12, learning_rate=3e-3, dropout=0.0)
+    llm = tuned(bert, SentenceSimilarityTask(), rows, epochs=12, learning_rate=3e-3, dropout=0.0)
     scores = [llm.predict({"anchor": r["sentence1"], "positive": r["sentence2"]}).score for r in (SCORED[0], SCORED[9])]
     assert scores[0] < 0.5 < scores[1]
 
