@@ -95,6 +95,19 @@ def test_the_targets_are_the_target_text_and_its_end():
     assert {int(ids[-1]) for ids in encoding.targets} == {tokenizer.sep_token_id}
 
 
+def test_a_target_is_not_begun_by_the_token_that_ends_it(tmp_path):
+    from transformers import AutoTokenizer
+
+    from llmasos.scratch import train_tokenizer
+
+    path = train_tokenizer(["eins zwei drei"] * 3, 260, output=tmp_path / "tokenizer").path
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id
+    (ids,) = TranslationTask().encode(ROWS[:1], tokenizer, 64).targets
+    assert ids[0] != tokenizer.eos_token_id
+    assert ids[-1] == tokenizer.eos_token_id
+
+
 def test_sources_and_targets_that_are_too_long_are_counted():
     tokenizer, task = tiny_tokenizer(), TranslationTask()
     whole, short = (task.encode(ROWS, tokenizer, length) for length in (64, 9))

@@ -71,8 +71,9 @@ def _shifted(model: Any, labels: Tensor) -> Tensor:
     return torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, model.config.pad_token_id)], dim=1)
 
 
-GRAIN = 8
-"""Lengths are rounded up to a multiple: products of matrices are compiled for their shape, which must recur."""
+GRAIN = 4
+"""Lengths are rounded up to a multiple: products of matrices are compiled for their shape, which must recur. Of 4
+against 1, a step of 64 pairs of Multi30k took 6 % less time in a third of the shapes; 8 leaves more places empty."""
 
 
 def token_logits(out: Any) -> Tensor:

@@ -113,7 +113,7 @@ class SequenceTask(Task):
         if equal:
             notes.append(f"source and target are the same text in {equal} of {total} rows")
         if tokenizer is not None:
-            notes += _unknown(tokenizer, [text for row in first for text in self._all_texts(row)])
+            notes += unknown_tokens(tokenizer, [text for row in first for text in self._all_texts(row)])
         return self, notes
 
     def _all_texts(self, row: Row) -> list[str]:
@@ -288,19 +288,22 @@ def _targets(texts: list[str], tokenizer: Any, longest: int) -> list[Cut]:
     end = _end(tokenizer)
     out = []
     for text, ids in zip(texts, whole, strict=True):
-        full = ids if _is_ended(ids, end) else [*ids, end]
+        full = _bounded(ids, end)
         if len(full) <= longest:
             out.append(Cut(full, 0))
             continue
         short = list(tokenizer(text_target=text, truncation=True, max_length=longest)["input_ids"])
-        short = short if _is_ended(short, end) else [*short[: longest - 1], end]
+        short = _bounded(short, end)
+        short = short if len(short) <= longest else [*short[: longest - 1], end]
         out.append(Cut(short, len(full) - len(short)))
     return out
 
 
-def _is_ended(ids: list[int], end: int) -> bool:
-    """Whether a text ends with its end; in mBART's, the language follows."""
-    return ids[-1:] == [end] or (len(ids) > 2 and ids[-2] == end)
+def _bounded(ids: list[int], end: int) -> list[int]:
+    """Return a target with its end, and not begun by it: where one token is both, an answer would end at once."""
+    ids = ids[1:] if ids[:1] == [end] and len(ids) > 1 else ids
+    ended = ids[-1:] == [end] or (len(ids) > 2 and ids[-2] == end)  # in mBART's the language follows
+    return ids if ended else [*ids, end]
 
 
 def _plain(texts: list[str], tokenizer: Any) -> list[list[int]]:
@@ -336,7 +339,7 @@ def _beginning(text: str, tokens: list[int], keep: int, tokenizer: Any) -> str:
     return text[: spans[keep - 1][1]]
 
 
-def _unknown(tokenizer: Any, texts: list[str]) -> list[str]:
+def unknown_tokens(tokenizer: Any, texts: list[str]) -> list[str]:
     """Say how much of the texts the tokenizer has no token for; refuse it where that is most."""
     unknown = tokenizer.unk_token_id
     if unknown is None or not texts:
