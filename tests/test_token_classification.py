@@ -172,6 +172,14 @@ def test_entities_of_a_string_say_where_they_are_in_it(model):
     assert str(answer).startswith("LOC: new york (")
 
 
+def test_the_packed_forward_gives_the_answers_of_transformers_also_in_windows(model):
+    rows = [{"tokens": LONG["tokens"]}, {"tokens": ["in", "rome", "ask", "ida"]}]
+    packed, plain = (model.predict(rows, threads=1, precision="float32", speed=s) for s in ("auto", "plain"))
+    for one, other in zip(packed, plain, strict=True):
+        assert one.tags == other.tags
+        assert [w.score for w in one.words] == pytest.approx([w.score for w in other.words], abs=1e-4)
+
+
 def test_a_row_of_words_is_one_row_under_any_of_its_names(model):
     answer = model.predict({"words": ["ask", "ida"]}, threads=1)
     assert answer.text == "ask ida"
