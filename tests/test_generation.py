@@ -380,3 +380,68 @@ def test_special_ids_are_no_part_of_the_text():
     generator = Generator(tiny_writer("llama"), byte_tokenizer(), 128)
     assert generator.tokens("ab") == [97, 98]
     assert generator.tokenizer.decode([START, 97, PAD], skip_special_tokens=True) == "a"
+
+
+# -- tasks whose answers are written ------------------------------------------------------------------
+
+ROWS = [{"source": "one", "target": "1"}, {"source": "two three", "target": "2 3"}]
+
+
+@pytest.fixture
+def translator(folders):
+    from llmasos import TranslationTask
+
+    llm = LLM.from_pretrained(folders("t5"))
+    llm.task, _ = TranslationTask().fitted(ROWS, llm.tokenizer)
+    return llm
+
+
+def test_predict_writes_an_answer_to_each_row_from_the_prompt_of_the_task(translator):
+    answers = translator.predict([row["source"] for row in ROWS], **GREEDY)
+    prompts = [translator.task.prompt(row, translator.tokenizer) for row in ROWS]
+    (generator,) = translator._generators.values()
+    written = generator.answers(prompts, GenerateConfig.of(GREEDY))
+    assert [answer.text for answer in answers] == [one.text.strip() for one in written]
+    assert translator.predict("one", **GREEDY) == answers[0]
+
+
+def test_what_the_task_settles_is_kept_and_the_user_goes_before_it(translator, monkeypatch):
+    kind = type(translator.task)
+    monkeypatch.setattr(kind, "generation", lambda self, tokenizer: {"max_new_tokens": 3, "first_token": 70})
+    settled = translator.predict("one", precision="float32", threads=1)
+    assert (settled.tokens, settled.text[:1]) == (3, "F")
+    assert translator.predict("one", **GREEDY).tokens == 12
+
+
+def test_an_evaluation_scores_the_written_answers(translator):
+    report = translator.evaluate(ROWS, precision="float32", threads=1)
+    assert "bleu" in {name.lower() for name in report.metrics}
+
+
+def test_the_command_writes_json(folders, capsys):
+    from llmasos.cli import main
+
+    assert (
+        main(["generate", str(folders("llama")), "Hi", "a", "--max-new-tokens", "4", "--threads", "1", "--json"]) == 0
+    )
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert [(a["prompt"], len(a["tokens"])) for a in answers] == [("Hi", 4), ("a", 4)]
+
+
+def test_the_command_streams_one_answer_that_obeys_a_schema_file(folders, capsys, tmp_path):
+    pytest.importorskip("llguidance")
+    from llmasos.cli import main
+
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["yes", "no"]}')
+    assert main(["generate", str(folders("llama")), "Hi", "--json-schema", str(schema), "--threads", "1"]) == 0
+    assert json.loads(capsys.readouterr().out) in ("yes", "no")
+
+
+def test_the_command_passes_stop_strings(folders, capsys, llm):
+    from llmasos.cli import main
+
+    word = llm.generate("Hi", **GREEDY).text[3:5]
+    words = ["--max-new-tokens", "12", "--precision", "float32", "--threads", "1", "--stop", word, "--json"]
+    assert main(["generate", str(folders("llama")), "Hi", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["answers"][0]["finish_reason"] == "stop"

@@ -22,8 +22,8 @@ from .base import Decoder
 
 GRAIN = 32
 """Lengths are rounded up to it: products and attention are compiled for their shapes, which must recur."""
-PACK = 2048
-"""Tokens of prompts that are read at once."""
+PACK = 512
+"""Tokens of prompts that are read at once: enough for the products, few enough for the caches."""
 _TYPES = ("llama", "qwen2", "qwen3", "mistral", "gemma")
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
