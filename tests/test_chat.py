@@ -284,9 +284,47 @@ def test_the_users_template_goes_before_the_models(tokenizer):
     assert (task.chat_template, tokenizer.chat_template, notes) == (CHATML, CHATML, [])
 
 
+def test_a_template_of_one_task_is_not_left_behind_for_the_next(tokenizer):
+    vars(tokenizer).pop("_llmasos_own_chat_template", None)
+    tokenizer.chat_template = CHATML
+    ChatTask(chat_template=NO_END).fitted([], tokenizer)
+    task, _ = ChatTask().fitted([], tokenizer)
+    assert (task.chat_template, tokenizer.chat_template) == (None, CHATML)
+
+
+def test_a_tokenizer_that_cannot_write_the_answers_is_refused(folder):
+    tokenizer = LLM.from_pretrained(folder).tokenizer
+    with pytest.raises(DataError, match="no token for"):
+        ChatTask().fitted([talk("hi", "你 好")], tokenizer)
+
+
 def test_generation_stops_where_the_template_ends_a_turn(tokenizer):
     tokenizer.chat_template = CHATML
     assert {tokenizer.decode([i]) for i in chat.stop_ids(tokenizer)} == {"<|im_end|>", "<|endoftext|>"}
+
+
+# -- answers --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(folder):
+    llm = LLM.from_pretrained(folder)
+    llm.finetune(ChatTask(), ChatTask.sample()[1], epochs=20, batch_size=8, learning_rate=3e-3, dropout=0.0,
+                 precision="float32", threads=1, evaluations=1, progress=False)  # fmt: skip
+    return llm
+
+
+def test_a_tuned_model_answers_a_text_messages_and_rows_alike(tuned):
+    talks = ["hi", {"prompt": "hi"}, {"messages": [{"role": "user", "content": "hi"}]}, talk("hi", "old answer")]
+    answers = [tuned.predict(one, max_new_tokens=20, threads=1) for one in talks]
+    assert len({answer.text for answer in answers}) == 1
+    assert answers[0].finish_reason == "stop"
+    assert answers[0].text == tuned.generate([{"role": "user", "content": "hi"}], max_new_tokens=20, threads=1).text
+
+
+def test_a_row_that_cannot_be_asked_is_named(tuned):
+    with pytest.raises(DataError, match=r"row 2, .*control token"):
+        tuned.predict([{"prompt": "hi"}, {"prompt": "hi [SEP] bye"}], threads=1)
 
 
 # -- rows that are too long -----------------------------------------------------------------------------

@@ -95,10 +95,17 @@ def written(
     rows, done = iter(rows), 0
     while block := list(islice(rows, 8 * config.batch_size)):
         _check({i: p for i, row in enumerate(block) if (p := task.problem(row, labelled=False))}, done)
-        prompts = [task.prompt(row, generator.tokenizer) for row in block]
+        prompts = [_prompt(task, row, generator.tokenizer, done + i + 1) for i, row in enumerate(block)]
         answers = generator.answers(prompts, config, **options)
         yield from (task.answer(row, answer) for row, answer in zip(block, answers, strict=True))
         done += len(block)
+
+
+def _prompt(task: Task, row: Row, tokenizer: Any, number: int) -> list[int]:
+    try:
+        return task.prompt(row, tokenizer)
+    except DataError as error:
+        raise DataError(f"row {number}, {error.message}", hint=error.hint) from error
 
 
 def _check(problems: Mapping[int, Problem], done: int) -> None:

@@ -28,6 +28,10 @@ _RENDERED_LIMIT = 1 << 24
 """Characters that a template may make of one conversation."""
 
 
+_OWN = "_llmasos_own_chat_template"
+"""Where a tokenizer keeps the template that it came with, while a task lends it another."""
+
+
 class Example(NamedTuple):
     """A rendered conversation, and where in it, by characters, the answers to learn are."""
 
@@ -84,16 +88,16 @@ def settle_template(tokenizer: Any, wanted: str | None) -> tuple[str | None, lis
             f"{type(tokenizer).__name__} does not tell which characters its tokens come from",
             hint="take a model with a tokenizer.json",
         )
+    own = vars(tokenizer).setdefault(_OWN, tokenizer.chat_template)
     notes = []
-    if wanted is None and not tokenizer.chat_template:
+    if wanted is None and not own:
         wanted = plain_template(tokenizer)
         notes.append("the model has no chat template: it learns and saves a plain one (role, text, end token)")
-    longest = max(map(len, _texts_of(wanted or tokenizer.chat_template)))
+    longest = max(map(len, _texts_of(wanted or own)))
     if longest > _TEMPLATE_LIMIT:
         raise UsageError(f"the chat template has {longest} characters", hint=f"at most {_TEMPLATE_LIMIT} are run")
-    if wanted is not None:
-        # The one change to a tokenizer that a task makes: whoever saves or asks the model needs the same template.
-        tokenizer.chat_template = wanted
+    # The one change to a tokenizer that a task makes: whoever saves or asks the model needs the same template.
+    tokenizer.chat_template = wanted or own
     return wanted, notes
 
 
