@@ -389,3 +389,26 @@ def test_data_show_names_the_targets_of_other_tasks(tmp_path, capsys):
     words = ["data", "show", "--data", str(tmp_path / "a.jsonl"), "--task", "text-classification"]
     assert main([*words, "--model", str(folder)]) == 0
     assert "-> praise" in capsys.readouterr().out
+
+
+# -- real data ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("file", "columns"),
+    [
+        ("instruct_1100/all.jsonl", {"prompt": "instruction", "input": "input", "completion": "output"}),
+        ("dolly_150/all.jsonl", {"prompt": "instruction", "input": "context", "completion": "response"}),
+        ("gsm8k/train.jsonl.gz", {"prompt": "question", "completion": "answer"}),
+    ],
+)
+def test_real_rows_are_found_and_exactly_their_answers_are_learned(shared_data, tokenizer, file, columns):
+    task, _ = ChatTask(chat_template=CHATML).fitted([], tokenizer)
+    rows = read(shared_data / file, task.fields)
+    assert rows.columns == columns
+    some = [row for row in rows.rows(range(100)) if task.problem(row) is None]
+    encoding = task.encode(some, tokenizer, 1 << 20)
+    assert not encoding.problems
+    for row, ids, targets in zip(some, encoding.ids, encoding.targets, strict=True):
+        assert runs(ids, targets, tokenizer) == [row["completion"] + "<|im_end|>"]
