@@ -355,8 +355,14 @@ def test_tags_are_found_in_the_data_with_all_that_their_types_need():
     task, notes = TokenClassificationTask().fitted([{"tokens": ["ida", "is"], "tags": ["B-PER", "O"]}])
     assert task.labels == ("O", "B-PER", "I-PER")
     assert notes == ["1 types found in the data: PER"]
-    with pytest.raises(DataError, match="no word of the data has a tag but 'O'"):
-        TokenClassificationTask().fitted([{"tokens": ["ida"], "tags": ["O"]}])
+    _, notes = TASK.fitted([{"tokens": ["ida", "is"], "tags": ["B-PER", "O"]}])
+    assert notes == ["no training row has an entity of type LOC"]
+
+
+@pytest.mark.parametrize(("scheme", "tag"), [("IOB2", "O"), ("raw", "NOUN")])
+def test_data_with_one_tag_alone_is_refused(scheme, tag):
+    with pytest.raises(DataError, match=f"every word of the data has the tag '{tag}'"):
+        TokenClassificationTask(scheme=scheme).fitted([{"tokens": ["ida"], "tags": [tag]}])
 
 
 @pytest.mark.parametrize("key", ["label", "type"])

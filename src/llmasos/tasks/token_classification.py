@@ -280,12 +280,15 @@ class TokenClassificationTask(Task):
             if len(first) < _LOOKED_AT:
                 first.append(words.words)
         kinds = sorted({self._kind(tag) for tag in found} - {OUTSIDE})
-        if not kinds:
-            raise DataError("no word of the data has a tag but 'O'", hint="an entity is needed to learn from")
+        if not kinds or (self.scheme == "raw" and len(found) < 2):
+            only = ", ".join(map(repr, sorted(found)))
+            raise DataError(f"every word of the data has the tag {only}", hint="another is needed to learn from")
         notes = []
         if self.labels is None:
             shown_kinds = ", ".join(kinds[:10]) + (", ..." if len(kinds) > 10 else "")
             notes.append(f"{len(kinds)} types found in the data: {shown_kinds}")
+        elif missing := [kind for kind in self._types() if kind not in kinds]:
+            notes.append(f"no training row has an entity of type {', '.join(missing)}")
         unknown = Pieces(tokenizer).unknown(first) if tokenizer is not None else 0.0
         if unknown > _UNKNOWN:
             notes.append(
