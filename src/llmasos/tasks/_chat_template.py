@@ -187,7 +187,6 @@ def check_content(conversation: Conversation, texts: Sequence[str]) -> None:
     Raises:
         Wrong: a content, a thought or a call is in none of the rendered texts (white space aside).
     """
-    rendered = [_squeezed(text) for text in dict.fromkeys(texts)]
     wanted = [(f"{tool['function']['name']}", f"tools[{i}]") for i, tool in enumerate(conversation.tools or ())]
     for message, place in zip(conversation.messages, conversation.places, strict=True):
         suffix = ".content" if place.endswith("]") else ""
@@ -195,14 +194,18 @@ def check_content(conversation: Conversation, texts: Sequence[str]) -> None:
         wanted += [(message[name], f"{place}.{name}") for name in _THOUGHTS if isinstance(message.get(name), str)]
         for call in message.get("tool_calls", ()):
             wanted.append((call["function"]["name"], f"{place}.tool_calls"))
+    texts = list(dict.fromkeys(texts))
     for content, place in wanted:
-        forms = {
-            _squeezed(form) for form in (content, *(json.dumps(content, ensure_ascii=a)[1:-1] for a in (False, True)))
-        }
-        if not any(form in text for text in rendered for form in forms):
+        if not (any(content in text for text in texts) or _is_inside(content, texts)):
             raise Wrong(
                 place, "something that the chat template leaves out", "a template that shows it, or no such part"
             )
+
+
+def _is_inside(content: str, texts: Sequence[str]) -> bool:
+    """Say whether a text has this content with other white space, or as JSON writes it."""
+    forms = {_squeezed(form) for form in (content, *(json.dumps(content, ensure_ascii=a)[1:-1] for a in (False, True)))}
+    return any(form in squeezed for squeezed in map(_squeezed, texts) for form in forms)
 
 
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
