@@ -445,3 +445,20 @@ def test_the_command_passes_stop_strings(folders, capsys, llm):
     words = ["--max-new-tokens", "12", "--precision", "float32", "--threads", "1", "--stop", word, "--json"]
     assert main(["generate", str(folders("llama")), "Hi", *words]) == 0
     assert json.loads(capsys.readouterr().out)["answers"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma"])
+def test_the_bfloat16_step_is_about_as_exact_as_transformers_in_bfloat16(kind):
+    from llmasos.decoders._plain import plain
+    from llmasos.decoders.llama import PLUGIN
+
+    model = tiny_writer(kind, spread=0.1)
+    decoders = [plain(model, torch.float32), plain(model, torch.bfloat16), PLUGIN.bind(model, torch.bfloat16)]
+    prompts = [list(range(40)), [9, 8, 7], [5] * 20]
+    outputs = []
+    for decoder in decoders:
+        logits = [decoder.begin(prompts, 40)]
+        logits += [decoder.step(torch.tensor([token, token + 1, token + 2])) for token in range(40)]
+        outputs.append(torch.stack(logits))
+    exact, theirs, ours = outputs
+    assert (ours - exact).pow(2).mean() < 2 * (theirs - exact).pow(2).mean()  # measured: 0.89 to 1.04
