@@ -103,7 +103,8 @@ class TranslationScorer(WrittenScorer):
 
     @cached_property
     def _metrics(self) -> dict[str, Any]:
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
 
         return {"bleu": BLEU(tokenize=bleu_tokenizer(self._language), force=True), "chrf": CHRF()}
 
