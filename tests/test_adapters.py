@@ -6,12 +6,14 @@ import json
 import shutil
 import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 
+from hub_server import Hub
 from llmasos import LLM, TextClassificationTask
 from llmasos.architectures import _adapters, _proof
 from llmasos.architectures.base import find
@@ -382,6 +384,21 @@ def test_a_base_that_moved_is_named_and_can_be_given(base, tmp_path):
     np.testing.assert_array_equal(scores(LLM.from_pretrained(tmp_path / "adapter", base=there)), expected)
 
 
+def test_an_adapter_of_the_hub_brings_its_base_at_its_revision(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with Hub(repos={"org/base": base}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        expected = scores(tuned("org/base", output=tmp_path / "adapter"))
+    kept = json.loads((tmp_path / "adapter" / "llmasos.json").read_text())["adapter"]["base"]
+    assert (kept["ref"], len(kept["revision"])) == ("org/base", 40)
+    with Hub(repos={"org/base": base, "org/adapter": tmp_path / "adapter"}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+        np.testing.assert_array_equal(scores(LLM.from_pretrained("org/adapter")), expected)
+
+
 def test_a_base_for_a_plain_model_is_refused(base):
     with pytest.raises(UsageError, match="is no adapter"):
         LLM.from_pretrained(base, base=base)
@@ -394,7 +411,10 @@ def test_an_adapter_that_does_not_say_its_base_is_refused(folder, tmp_path):
         LLM.from_pretrained(foreign).finetune(TASK, ROWS, adapter="lora", **QUICK)
 
 
-@pytest.mark.parametrize("damage", ["lacks a tensor", "has another shape", "is cut off", "has no rank"])
+DAMAGE = ["lacks a tensor", "has another shape", "is cut off", "has no rank", "brings a pattern of its own"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_adapter_is_refused(folder, tmp_path, damage):
     from safetensors.torch import save_file
 
@@ -406,6 +426,8 @@ def test_a_damaged_adapter_is_refused(folder, tmp_path, damage):
         file.write_bytes(file.read_bytes()[:-10])
     elif damage == "has no rank":
         config.write_text("{}")
+    elif damage == "brings a pattern of its own":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"exclude_modules": "(a+)+b"}))
     else:
         value = tensors.pop(name)
         save_file(tensors if damage == "lacks a tensor" else tensors | {name: value[:2].clone()}, file)
