@@ -7,12 +7,13 @@ the base model hands the head only the positions that are supervised, which no m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.batching import Batch, pad, rectangle
 from ..tasks.base import IGNORED
@@ -59,8 +60,20 @@ def _decoded(model: Any, batch: Batch, pad_id: int, device: torch.device) -> Ten
     def only(hidden: Tensor) -> Tensor:
         return hidden.flatten(0, 1).index_select(0, asked)[None]
 
-    with base_output(model.get_decoder(), only):
+    longest = max(inputs["input_ids"].shape[1], shifted.shape[1])
+    with base_output(model.get_decoder(), only), _products(model, len(labels), longest, device):
         return model(**inputs, decoder_input_ids=shifted, use_cache=False).logits.squeeze(0)  # type: ignore[no-any-return]
+
+
+def _products(model: Any, rows: int, longest: int, device: torch.device) -> AbstractContextManager[Any]:
+    """Let attention be plain products where that trains faster: on a CPU, while the scores are few.
+
+    The backward pass of torch's own kernel takes a third of a step there: 64 pairs of Multi30k through a Marian of
+    width 256 took 0.66 s of processor time with it and 0.46 s without.
+    """
+    heads = getattr(model.config, "num_attention_heads", 8)
+    few = rows * heads * longest**2 <= 1 << 24
+    return sdpa_kernel(SDPBackend.MATH) if few and torch.is_grad_enabled() and device.type == "cpu" else nullcontext()
 
 
 def _shifted(model: Any, labels: Tensor) -> Tensor:
