@@ -183,4 +183,4 @@ def test_shakespeare_is_read_whole(shared_data):
     rows = read(path, TASK.fields)
     pieces = [row["line"] for batch in rows.batches() for row in batch]
     assert "".join(pieces) == path.read_text()
-    assert {8192 <= len(piece) < 3 * 8192 for piece in pieces[:-1]} == {True}
+    assert {4096 <= len(piece) < 3 * 4096 for piece in pieces[:-1]} == {True}

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..data.encoding import Encoded
     from ..metrics.base import Scorer
 
-PIECE = 8192
-"""Characters of a piece of running text: a few thousand tokens, and enough pieces in a small book to set some aside."""
+PIECE = 4096
+"""Characters of a piece of running text: about a thousand tokens, and enough pieces in a short text to set some aside."""
 
 _SAMPLED = 4_000_000  # characters in which unknown tokens are counted
 
