@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -381,6 +382,32 @@ def test_data_show_counts_in_json_what_it_colours(folder, tmp_path, capsys):
     assert main([*words, "--rows", "2-3", "--max-length", "20"]) == 0
     assert [r["truncated"] for r in json.loads(capsys.readouterr().out)["rows"]] == [1, 1]
     assert main([*words, "--rows", "3-9"]) == 2
+
+
+def test_data_show_colours_what_is_learned_on_a_terminal_unless_colour_is_unwanted(
+    folder, tmp_path, capsys, monkeypatch
+):
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps(talk("hi", "yo")) + "\n")
+    words = ["data", "show", "--data", str(file), "--task", "text-generation", "--model", str(folder)]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert main(words) == 0
+    assert "\x1b[32m y ##o [SEP]" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(words) == 0
+    assert "[[ y ##o [SEP]]]" in capsys.readouterr().out
+
+
+def test_data_show_takes_the_task_that_a_model_was_tuned_for(tuned, folder, tmp_path, capsys):
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps(talk("hi", "yo")) + "\n")
+    words = ["data", "show", "--data", str(file), "--model"]
+    assert main([*words, str(tuned.save(tmp_path / "tuned"))]) == 0
+    assert "[[ y ##o [SEP]]]" in capsys.readouterr().out
+    assert main([*words, str(folder)]) == 2
+    assert main(["data", "list", *words[2:], str(folder)]) == 2
 
 
 def test_data_show_names_the_targets_of_other_tasks(tmp_path, capsys):
