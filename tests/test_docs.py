@@ -37,9 +37,22 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page.name !=
 def hub(tmp_path_factory: pytest.TempPathFactory):
     model = save_tiny_bert(tmp_path_factory.mktemp("hub") / "model", max_length=128)
     decoder = save_tiny(tmp_path_factory.mktemp("hub") / "decoder", "AutoModelForCausalLM", max_length=512)
-    models = {"bert-base-uncased": model, "bert-base-chinese": model, "HuggingFaceTB/SmolLM2-135M-Instruct": decoder}
+    translator = save_tiny(tmp_path_factory.mktemp("hub") / "translator", "AutoModelForSeq2SeqLM", max_length=128)
+    models = {"bert-base-uncased": model, "bert-base-chinese": model, "HuggingFaceTB/SmolLM2-135M-Instruct": decoder,
+              "Helsinki-NLP/opus-mt-en-de": translator, "facebook/bart-base": translator}  # fmt: skip
     with Hub(repos=models) as server:
         yield server
+
+
+ROWS = {
+    "names": lambda i: {"tokens": ["Ada", str(i), "in", "Rome"], "tags": ["B-PER", "O", "O", "B-LOC"]},
+    "questions": lambda i: {"question": "Who?", "context": f"{i} by Ada.",
+                            "answers": {"text": ["Ada"], "answer_start": [len(str(i)) + 4]}},
+    "pairs": lambda i: {"sentence1": f"parcel {i}", "sentence2": f"order {i % 5}", "score": i % 5},
+    "phrases": lambda i: {"en": f"house {i}", "de": f"Haus {i}"},
+    "chats": lambda i: {"instruction": f"Do you ship to {i}?", "output": "We do."},
+}  # fmt: skip
+"""What the front page's files hold."""
 
 
 @pytest.fixture
@@ -55,6 +68,8 @@ def reader(hub, tmp_path, monkeypatch) -> dict[str, object]:
     Path("reviews.csv").write_text("opinion,verdict\n" + "".join(lines))
     Path("test.csv").write_text("text,label\n" + "".join(lines))
     Path("unlabelled.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text, _ in rows[:4]))
+    for name, row in ROWS.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(24)))
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     return vars(module) | {"train_data": rows, "test_data": [text for text, _ in rows]}
