@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .core.errors import LLMasOSError
     from .llm import LLM
+    from .tasks.code_generation import CodeGenerationTask
     from .tasks.fill_mask import MaskedLanguageModelingTask
     from .tasks.language_modeling import LanguageModelingTask
     from .tasks.preference import PreferenceTask
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "ChatTask",
+    "CodeGenerationTask",
     "LLMasOSError",
     "LanguageModelingTask",
     "MaskedLanguageModelingTask",
@@ -42,6 +44,7 @@ __all__ = [
 _HOMES = {
     "PreferenceTask": ".tasks.preference",
     "ChatTask": ".tasks.text_generation",
+    "CodeGenerationTask": ".tasks.code_generation",
     "LLM": ".llm",
     "LLMasOSError": ".core.errors",
     "LanguageModelingTask": ".tasks.language_modeling",

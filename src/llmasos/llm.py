@@ -528,9 +528,9 @@ class LLM:
         if task.scores_answers:
             used = rows.rows(sorted(set(encoded.rows.tolist())))
             yield Phase("write answers", len(used))
-            names = ("precision", "speed", "device", "threads")
-            answers = self._written(used, {name: getattr(config, name) for name in names})
-            task.score_answers(scorer, list(answers), used)
+            same = {name: getattr(config, name) for name in ("precision", "speed", "device", "threads")}
+            for seed in range(task.answers_per_row):
+                task.score_answers(scorer, list(self._written(used, {**same, "seed": seed})), used)
             yield Progress(len(used))
         return scorer.report()
 

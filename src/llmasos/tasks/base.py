@@ -163,6 +163,8 @@ class Task(ABC):
     and ``loss`` train it; ``decode`` is not used then."""
     scores_answers: ClassVar[bool] = False
     """Whether an evaluation also writes an answer to every row and feeds the scorer by ``score_answers``."""
+    answer_metrics: ClassVar[tuple[str, ...]] = ()
+    """The metrics that an evaluation adds then; none of them picks the best model."""
 
     @property
     @abstractmethod
@@ -280,6 +282,11 @@ class Task(ABC):
         """Turn what the model wrote for a row into a typed prediction."""
         del row
         return generation
+
+    @property
+    def answers_per_row(self) -> int:
+        """How many answers an evaluation writes to each row; ``score_answers`` is called for each round of them."""
+        return 1
 
     def score_answers(self, scorer: Scorer, answers: Sequence[Any], rows: Sequence[Row]) -> None:
         """Feed a scorer with predictions, as ``answer`` gave them, and the labelled rows that they answer."""

@@ -1,0 +1,116 @@
+"""Run a Python program that nobody has read: without network, with little of everything, or not at all.
+
+The program runs in Linux namespaces of its own: no network, no other processes, the whole disk read-only but
+for a small folder in memory; its user has no rights in them. Time, memory, file size and number of processes are
+limited. Where the system grants no such namespaces, nothing runs: there is no way to ask for less.
+"""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from typing import NamedTuple
+
+from .errors import HardwareError
+
+DISK = 16 << 20
+"""Bytes that a program may write."""
+PROCESSES = 32
+
+
+class Outcome(NamedTuple):
+    """Whether a program ran to its end, and if not, why: the last line that it said, or the limit that it met."""
+
+    passed: bool
+    reason: str = ""
+
+
+def run(program: str, *, seconds: float = 5.0, memory: int = 1 << 30) -> Outcome:
+    """Run a program to its end, which must be reached: leaving early does not count.
+
+    Args:
+        program: Python source.
+        seconds: of processor time and, nearly, of the clock.
+        memory: address space in bytes.
+
+    Raises:
+        HardwareError: the system cannot isolate the program.
+    """
+    if problem := _problem():
+        raise HardwareError(
+            f"code that a model wrote is not run here, for it cannot be isolated: {problem}",
+            hint="run on Linux where user namespaces are allowed (in a container: without seccomp's default profile)",
+        )
+    return _run(program, seconds, memory)
+
+
+@cache
+def _problem() -> str:
+    """Return why nothing can be isolated here, or nothing."""
+    if sys.platform != "linux":
+        return f"{sys.platform} has no namespaces"
+    tried = _run("import os; assert os.getpid() == 1", 10.0, 1 << 30)
+    return "" if tried.passed else tried.reason or "the trial failed"
+
+
+def _run(program: str, seconds: float, memory: int) -> Outcome:
+    word = secrets.token_hex(16)
+    source = f"{program}\n\nimport sys as _sys\n_sys.stderr.flush()\nprint({word!r}, flush=True)\n"
+    limits = [str(int(seconds) + 1), str(memory), str(DISK), str(PROCESSES)]
+    with tempfile.TemporaryDirectory(prefix="llmasos-code-") as folder:
+        argv = [sys.executable, "-I", "-S", "-c", _INSIDE, folder, *limits]
+        try:
+            done = subprocess.run(
+                argv, input=source.encode(), capture_output=True, timeout=seconds + 2, cwd=folder, check=False,
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": folder},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return Outcome(False, f"took more than {seconds:g} seconds")
+    if done.stdout.rstrip().endswith(word.encode()):
+        return Outcome(True)
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return Outcome(False, said[-1][:200] if said else f"ended early, with code {done.returncode}")
+
+
+# In a process of its own, because namespaces can only be left by the whole of a single-threaded process. The user
+# inside is no root, so that the last exec takes away all rights that the namespaces gave.
+_INSIDE = r"""
+import ctypes, os, resource, sys
+folder, seconds, memory, disk, processes = sys.argv[1], *map(int, sys.argv[2:])
+source = sys.stdin.buffer.read()
+libc = ctypes.CDLL(None, use_errno=True)
+
+def must(result, what):
+    if result != 0:
+        sys.exit(f"{what}: {os.strerror(ctypes.get_errno())}")
+
+user, group = os.getuid(), os.getgid()
+NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+must(libc.unshare(NEWNS | NEWIPC | NEWUSER | NEWPID | NEWNET), "no namespaces")
+for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {user} 1"), ("gid_map", f"1000 {group} 1")):
+    with open(f"/proc/self/{name}", "w") as file:
+        file.write(text)
+PRIVATE = 0x4000 | 0x40000
+must(libc.mount(b"none", b"/", None, PRIVATE, None), "no mounts of its own")
+attributes = (ctypes.c_uint64 * 4)(1, 0, 0, 0)  # read-only
+must(libc.syscall(442, -100, b"/", 0x8000, ctypes.byref(attributes), 32), "no read-only disk")
+must(libc.mount(b"none", folder.encode(), b"tmpfs", 6, f"size={disk},mode=777".encode()), "no folder in memory")
+child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status) & 255)
+must(libc.prctl(1, 9, 0, 0, 0), "no end with its parent")
+must(libc.prctl(38, 1, 0, 0, 0), "no renouncing of rights")
+os.chdir(folder)
+with open("program.py", "wb") as file:
+    file.write(source)
+for what, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, disk),
+                   (resource.RLIMIT_NPROC, processes), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 64)):
+    resource.setrlimit(what, (most, most))
+null = os.open("/dev/null", os.O_RDONLY)
+os.dup2(null, 0)
+os.execv(sys.executable, [sys.executable, "-I", "-S", "program.py"])
+"""
