@@ -192,3 +192,25 @@ def test_minilm_has_no_head_and_gets_a_new_one_that_is_said(shared_data):
     run = llm.finetune(MaskedLanguageModelingTask(), shared_data / "sms_spam" / "validation.jsonl", max_steps=1,
                        batch_size=4, max_length=32, eval_split=0.02, progress=False)  # fmt: skip
     assert any("new weights for cls.predictions" in note for note in run.notes)
+
+
+def test_tokens_that_only_the_noise_brings_are_trained_as_by_transformers_itself(tmp_path):
+    from llmasos.core.events import Step
+
+    tokenizer = tiny_tokenizer()
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, pad_token_id=0, tie_word_embeddings=False, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    losses = {}
+    for speed in ("auto", "plain"):
+        seen = losses.setdefault(speed, [])
+        LLM.from_pretrained(tmp_path / "m").finetune(
+            MaskedLanguageModelingTask(mask_rate=0.9), ["aaaa bbbb aaaa", "bbbb aaaa bbbb"] * 8, eval_split=0.0,
+            epochs=6, batch_size=4, learning_rate=1e-2, weight_decay=0.0, precision="float32", threads=1, speed=speed,
+            progress=lambda event, seen=seen: seen.append(event.loss) if isinstance(event, Step) else None,
+        )  # fmt: skip
+    assert losses["auto"] == pytest.approx(losses["plain"], rel=1e-3)

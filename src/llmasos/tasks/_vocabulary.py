@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..metrics.base import Scorer
 
 PIECE = 4096
-"""Characters of a piece of running text: about a thousand tokens, and enough pieces in a short text to set some aside."""
+"""Characters of a piece of running text: about a thousand tokens, and several pieces even in a short text."""
 
 _SAMPLED = 4_000_000  # characters in which unknown tokens are counted
 

@@ -71,7 +71,8 @@ class LanguageModelingTask(PlainTextTask):
         """Cut each text into sequences; the target of each token is the one behind it, also across a cut."""
         del labelled  # a text is its own answer
         border = _border(tokenizer)
-        ids, targets, owners = [], [], []
+        owners: list[int] = []
+        ids, targets = [], []
         for place, (row, tokens) in enumerate(zip(rows, tokens_of(rows, tokenizer), strict=True)):
             after = border.after if "text" in row else []
             whole = np.asarray([*border.before, *tokens, *after], dtype=np.int32)

@@ -113,13 +113,15 @@ class Stepper:
 
     def __init__(self, model: Any, setup: Setup) -> None:
         self.setup = setup
+        noise = setup.task.output == "vocabulary"  # it may bring tokens that the texts lack
+        rows_alone = setup.architecture is not None and not setup.architecture.autocast and not noise
         self.parameters = Parameters(
             model,
             setup.config,
             setup.learning_rate,
             architecture=setup.architecture,
             dtype=setup.dtype,
-            used=used_tokens(setup.train) if setup.architecture and not setup.architecture.autocast else None,
+            used=used_tokens(setup.train) if rows_alone else None,
         )
         self.release, self.discard = self.parameters.release, self.parameters.clear
         self._dropout = Dropout(setup.config.seed)
