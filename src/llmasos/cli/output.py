@@ -72,6 +72,8 @@ def show_report(report: Report, *, names: Sequence[str] = (), classes: int = 20,
     show_table(rows, right=(1, 2, 3))
     if names:
         return
+    for name, signature in report.signatures.items():
+        print(f"{name}: {signature}")
     if report.per_class:
         _show_classes(report, classes)
     if report.confusion is not None and len(report.confusion.labels) <= confusion:

@@ -37,7 +37,7 @@ def _described(name: str) -> dict[str, Any]:
         "name": name,
         "doc": (inspect.getdoc(task) or "").partition("\n")[0],
         "fields": [dataclasses.asdict(field) for field in task().fields],
-        "metrics": list(task().metric_names),
+        "metrics": [*task().metric_names, *task.answer_metrics],
         "default_metric": task.default_metric,
         "options": {field.name: lines.get(field.name, "") for field in options_of(task)},
     }

@@ -51,6 +51,7 @@ class SummarizationTask(SequenceTask):
     """
 
     tag: ClassVar[str] = "summarization"
+    answer_metrics: ClassVar[tuple[str, ...]] = ("rouge1", "rouge2", "rougeL")
 
     language: str = "en"
 

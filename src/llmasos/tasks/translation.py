@@ -54,6 +54,7 @@ class TranslationTask(SequenceTask):
     """
 
     tag: ClassVar[str] = "translation"
+    answer_metrics: ClassVar[tuple[str, ...]] = ("bleu", "chrf")
 
     source_language: str | None = None
     target_language: str | None = None
