@@ -95,3 +95,13 @@ def test_a_tiny_model_summarizes_and_is_scored(tmp_path):
                    precision="float32", progress=False)  # fmt: skip
     assert model.predict("9 of tea sold", threads=1).text.replace(" ", "").replace("##", "") == "tea"
     assert set(model.evaluate(rows, threads=1).metrics) == {*task.metric_names, *task.answer_metrics}
+
+
+@pytest.mark.data
+def test_scitldr_is_read_with_all_its_summaries(shared_data):
+    task = SummarizationTask()
+    rows = read(shared_data / "scitldr" / "validation.jsonl", task.fields)
+    found = [task.texts_of(row) for batch in rows.batches() for row in batch]
+    assert len(found) == 618
+    assert max(len(summaries) for _, summaries in found) > 1
+    assert [task.problem(row) for row in rows.rows(range(50))] == [None] * 50

@@ -344,3 +344,17 @@ def test_batches_are_near_equal_in_source_and_target():
     rows = [{"source": "a" * n, "target": "b" * m} for n, m in ((3, 20), (20, 3), (4, 4), (19, 19))]
     data = encode(read(rows, task.fields), task, tokenizer, 64)
     assert np.argsort(-data.sizes).tolist() == [3, 0, 1, 2] or np.argsort(-data.sizes).tolist() == [0, 1, 3, 2]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("folder", "target", "cut"), [("multi30k", "de", "13a"), ("tatoeba_en_zh", "zh", "zh")])
+def test_real_pairs_are_found_by_their_languages_and_scored_as_sacrebleu_does(shared_data, folder, target, cut):
+    task = TranslationTask(source_language="en", target_language=target)
+    rows = read(shared_data / folder / "validation.jsonl", task.fields)
+    assert rows.columns == {"source": "en", "target": target}
+    wanted = [row["target"] for row in rows.rows(range(300))]
+    written = [text[: 2 * len(text) // 3] for text in wanted]
+    report = scored(written, wanted, target).report(samples=50)
+    expected = BLEU(tokenize=cut).corpus_score(written, [wanted]).score
+    assert report.metrics["bleu"].value == pytest.approx(expected)
+    assert report.metrics["chrf"].value == pytest.approx(CHRF().corpus_score(written, [wanted]).score)
