@@ -55,7 +55,7 @@ def packed_attention(
         parts.append(flat if group.valid is None else flat.index_select(0, group.valid))
     if (behind := query.shape[2] - pack.tokens) > 0:
         parts.append(query.new_zeros(behind, heads, dim))
-    return torch.cat(parts)[None], None
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
 _LARGEST = 1 << 24
@@ -86,7 +86,10 @@ def _attend(
 
 def _rectangle(states: Tensor, group: Group) -> Tensor:
     """(heads, places, dim) -> (rows, heads, length, dim)."""
-    tokens = states[:, group.start : group.stop] if group.padded is None else states.index_select(1, group.padded)
+    if group.padded is not None:
+        tokens = states.index_select(1, group.padded)
+    else:  # all of them need no slice, whose backward pass would fill and copy
+        tokens = states if group.stop - group.start == states.shape[1] else states[:, group.start : group.stop]
     return tokens.view(len(tokens), group.rows, group.length, -1).transpose(0, 1)
 
 
