@@ -59,7 +59,9 @@ def test_a_right_program_passes_and_a_wrong_one_does_not():
 @isolated
 def test_the_setup_runs_before_the_tests_and_after_the_program():
     row = {**ROW, "setup": "two = f(1)"}
-    assert tried(CodeGenerationTask(), ["f = lambda x: two * x if x > 1 else 2"], [row])._each()["pass@1"].tolist() == [1.0]
+    assert tried(CodeGenerationTask(), ["f = lambda x: two * x if x > 1 else 2"], [row])._each()["pass@1"].tolist() == [
+        1.0
+    ]
 
 
 @isolated

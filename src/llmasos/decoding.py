@@ -115,7 +115,7 @@ def _chosen(logits: Tensor, rows: Sequence[Request], rules: Rules) -> list[int]:
     """Return one token for each row."""
     scores = _lawful(logits, rows, rules)
     if rules.sampling.temperature == 0.0:
-        return [int(i) for i in scores.argmax(-1)]
+        return sampling.likeliest(scores)
     return sampling.drawn(sampling.filtered(scores, rules.sampling), [request.random for request in rows])
 
 

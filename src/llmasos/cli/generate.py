@@ -27,9 +27,7 @@ def run(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="texts to write on from")] = None,
     *,
     chat: Annotated[bool, typer.Option("--chat", help="prompts are messages of a user, for the chat template")] = False,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="with --chat: what the model is told")
-    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="with --chat: what the model is told")] = None,
     stop: Annotated[
         list[str] | None,
         typer.Option("--stop", metavar="TEXT", help="end the answer before this; may be repeated"),
