@@ -214,3 +214,11 @@ def test_tokens_that_only_the_noise_brings_are_trained_as_by_transformers_itself
             progress=lambda event, seen=seen: seen.append(event.loss) if isinstance(event, Step) else None,
         )  # fmt: skip
     assert losses["auto"] == pytest.approx(losses["plain"], rel=1e-3)
+
+
+def test_texts_without_a_mask_may_come_first(llm):
+    llm._engines.clear()
+    none, one = llm.predict(["a b", "a [MASK]"], precision="float32", threads=1)
+    assert ([len(place) for place in none.masks], [len(place) for place in one.masks]) == ([], [3])
+    llm._engines.clear()
+    assert llm.predict("a b", precision="float32", threads=1).masks == ()
