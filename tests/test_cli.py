@@ -19,7 +19,7 @@ from llmasos.cli.output import show_table
 from llmasos.core import plugins
 from llmasos.core.config import FinetuneConfig, PredictConfig
 from llmasos.tasks.text_classification import TextClassificationTask
-from tiny import save_tiny_bert
+from tiny import save_tiny, save_tiny_bert
 
 LLMASOS = [sys.executable, "-m", "llmasos"]
 
@@ -43,15 +43,17 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = "".join(f"a {word} day {i},{word}\n" for i in range(10) for word in ("good", "bad"))
     (folder / "my.csv").write_text("review,stars\n" + table)
-    words = ["finetune", base, "--data", folder / "train.jsonl", "--output", folder / "tuned"]
-    assert main([str(word) for word in words]) == 0
+    save_tiny(folder / "writer", "AutoModelForCausalLM")
+    for output, *more in (["tuned"], ["adapter", "--adapter", "lora", "--max-steps", "1"]):
+        words = ["finetune", base, "--data", folder / "train.jsonl", "--output", folder / output, *more]
+        assert main([str(word) for word in words]) == 0
     return Places(folder, base, folder / "tuned")
 
 
 @pytest.fixture
 def run(places, capsys, monkeypatch, tmp_path):
     """Call the command line in a folder of its own; return its exit code, standard output and standard error."""
-    for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "my.csv", "base", "tuned"):
+    for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "my.csv", "base", "tuned", "writer", "adapter"):
         (tmp_path / name).symlink_to(places.folder / name)
     monkeypatch.chdir(tmp_path)
 
@@ -83,6 +85,11 @@ JSON_WORDS = {
     "finetune": ["base", "--data", "train.jsonl", "--output", "model", "--max-steps", "1"],
     "evaluate": ["tuned", "--data", "test.jsonl"],
     "predict": ["tuned", "a good day"],
+    "data": ["show", "--data", "train.jsonl", "--model", "tuned"],
+    "generate": ["writer", "a day", "--max-new-tokens", "2"],
+    "tokenizer": ["train", "--data", "train.jsonl", "--vocab-size", "300", "--output", "own-tokenizer"],
+    "create": ["writer/config.json", "--tokenizer", "writer", "--output", "own-model"],
+    "merge": ["adapter", "--output", "merged"],
 }
 
 
@@ -180,14 +187,17 @@ def test_every_option_of_the_run_reaches_the_run(run):
         "weight_decay": 0.1, "layer_decay": 0.9, "gradient_clip": 0.5, "dropout": 0.2, "augment": 0.1,
         "max_length": 32, "max_steps": 3, "micro_batch_size": 2, "evaluations": 2, "metric": "f1_macro",
         "patience": 4, "eval_split": 0.25, "allow_truncated": 0.5, "allow_dropped": 0.4, "precision": "float32",
-        "speed": "plain", "device": "cpu", "seed": 7, "threads": 1,
+        "speed": "plain", "device": "cpu", "seed": 7, "threads": 1, "adapter": "lora", "adapter_rank": 2,
+        "adapter_alpha": 3.0, "adapter_dropout": 0.1, "adapter_targets": "query",
     }  # fmt: skip
-    assert given.keys() == {field.name for field in fields(FinetuneConfig)}, "a new option belongs into this test"
+    others = {"trainable": "all", "base_precision": "float32"}  # not beside an adapter, and not without a GPU
+    known = {field.name for field in fields(FinetuneConfig)}
+    assert given.keys() | others.keys() == known, "a new option belongs into this test"
     assert all(value != getattr(FinetuneConfig(), name) for name, value in given.items())
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     code, _, err = run("finetune", "base", "--data", "train.jsonl", "--output", "model", *flags)
     assert code == 0, err
-    assert record("model")["config"] == given
+    assert record("model")["config"] == given | others
 
 
 @pytest.mark.parametrize(("words", "name", "value"), [

@@ -203,6 +203,11 @@ def test_the_fast_path_trains_pairs_as_transformers_would(train, pair_model):
 EFFECTS: dict[str, Callable[..., None]] = {}
 
 
+ELSEWHERE = {"trainable", "adapter", "adapter_rank", "adapter_alpha", "adapter_dropout", "adapter_targets",
+             "base_precision"}  # fmt: skip
+"""Options whose checks are in test_freezing.py and test_adapters.py."""
+
+
 def option(check: Callable[..., None]) -> Callable[..., None]:
     """Enter the check of an option; it must fail if the option is ignored."""
     EFFECTS[check.__name__.removeprefix("check_")] = check
@@ -412,13 +417,13 @@ def check_threads(train: Train, base: Outcome) -> None:
     assert seen == [1, 2, asked_threads() or hardware.physical_cores()]
 
 
-@pytest.mark.parametrize("name", [item.name for item in fields(FinetuneConfig)])
+@pytest.mark.parametrize("name", EFFECTS)
 def test_every_option_has_its_effect(name, train, base):
     EFFECTS[name](train, base)
 
 
 def test_the_table_of_effects_names_options_only():
-    assert EFFECTS.keys() == {item.name for item in fields(FinetuneConfig)}
+    assert EFFECTS.keys() | ELSEWHERE == {item.name for item in fields(FinetuneConfig)}
 
 
 def test_a_learning_rate_of_zero_is_refused_or_obeyed(train):

@@ -38,7 +38,7 @@ def _described(name: str) -> dict[str, Any]:
         "doc": (inspect.getdoc(task) or "").partition("\n")[0],
         "fields": [dataclasses.asdict(field) for field in task().fields],
         "metrics": [*task().metric_names, *task.answer_metrics],
-        "default_metric": task.default_metric,
+        "default_metric": task().default_metric,
         "options": {field.name: lines.get(field.name, "") for field in options_of(task)},
     }
 
