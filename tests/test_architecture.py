@@ -23,7 +23,7 @@ LAYERS = (
     ("training",),
     ("evaluation", "prediction"),
     ("engines", "generation"),
-    ("architectures", "decoders", "decoding", "sampling", "schema", "writing", "loading", "saving", "scratch"),
+    ("architectures", "decoders", "loading", "saving", "scratch"),
     ("tasks",),
     ("metrics",),
     ("sources", "data"),

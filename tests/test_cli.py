@@ -87,7 +87,7 @@ JSON_WORDS = {
     "predict": ["tuned", "a good day"],
     "data": ["show", "--data", "train.jsonl", "--model", "tuned"],
     "generate": ["writer", "a day", "--max-new-tokens", "2"],
-    "tokenizer": ["train", "--data", "train.jsonl", "--vocab-size", "300", "--output", "own-tokenizer"],
+    "tokenizer": ["train", "--data", "train.jsonl", "--vocab-size", "270", "--output", "own-tokenizer"],
     "create": ["writer/config.json", "--tokenizer", "writer", "--output", "own-model"],
     "merge": ["adapter", "--output", "merged"],
 }

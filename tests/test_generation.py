@@ -9,7 +9,7 @@ import torch
 from llmasos import LLM
 from llmasos.core.config import GenerateConfig
 from llmasos.core.errors import BundleError, MissingExtraError, UsageError
-from llmasos.generation import Generator
+from llmasos.generation.generator import Generator
 from writers import END, PAD, START, byte_tokenizer, save_writer, tiny_writer
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma", "mistral", "gpt2", "t5", "marian")
@@ -113,7 +113,7 @@ def test_batches_do_not_change_greedy_answers(llm):
 
 
 def test_batch_size_says_how_many_run_together(llm, monkeypatch):
-    from llmasos import generation
+    from llmasos.generation import generator as generation
 
     sizes, whole = [], generation.generate
     monkeypatch.setattr(generation, "generate", lambda d, part, rules: sizes.append(len(part)) or whole(d, part, rules))
@@ -150,7 +150,7 @@ def test_the_narrowest_draw_is_greedy(llm, option):
 def test_filters_leave_what_those_of_transformers_leave():
     from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    from llmasos.sampling import Sampling, filtered
+    from llmasos.generation.sampling import Sampling, filtered
 
     scores = torch.randn(4, 700, generator=torch.Generator().manual_seed(0)) * 2
     for top_p in (0.3, 0.9, 0.999):
@@ -160,7 +160,7 @@ def test_filters_leave_what_those_of_transformers_leave():
 
 
 def test_draws_follow_the_probabilities():
-    from llmasos.sampling import drawn, generator
+    from llmasos.generation.sampling import drawn, generator
 
     scores = torch.tensor([[0.1, 0.2, 0.7]]).log()
     random = [generator(0)]
@@ -242,7 +242,7 @@ def test_pieces_of_a_stream_are_the_whole_text(llm, stop):
 
 
 def test_characters_of_several_tokens_come_whole():
-    from llmasos.writing import Writer
+    from llmasos.generation.writer import Writer
 
     tokenizer, text = byte_tokenizer(), "né 你好 🎉!"
     writer, tokens = Writer(tokenizer, streams=True), tokenizer(text)["input_ids"]
@@ -254,7 +254,7 @@ def test_characters_of_several_tokens_come_whole():
 
 
 def test_nothing_of_a_stop_string_is_given_away_before_it_is_known():
-    from llmasos.writing import Writer
+    from llmasos.generation.writer import Writer
 
     tokenizer = byte_tokenizer()
     writer = Writer(tokenizer, ["STOP"], streams=True)

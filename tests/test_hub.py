@@ -54,7 +54,7 @@ def fetch(cache: Path, **options: object) -> Located:
 
 def test_a_model_is_downloaded_with_its_commit(hub: Hub, repo: Path, cache: Path) -> None:
     located = fetch(cache)
-    assert located == (located.path, MODEL, hub.commit(MODEL), "hub")
+    assert located == Located(located.path, MODEL, hub.commit(MODEL), "hub")
     assert (located.path / "model.safetensors").read_bytes() == (repo / "model.safetensors").read_bytes()
     assert sorted(path.name for path in located.path.iterdir()) == ["config.json", "model.safetensors", "vocab.txt"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmasos.core.errors import BundleError, UsageError
-from llmasos.sources.base import locate
+from llmasos.sources.base import Located, locate
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_folder_is_found_however_it_is_written(tiny: Path, monkeypatch: pytest
     monkeypatch.setenv("HOME", str(tiny.parent))
     for ref in ("tiny", "./tiny", "tiny/", "~/tiny", str(tiny), tiny, Path("tiny")):
         located = locate(ref)
-        assert located == (tiny, str(ref), None, "local")
+        assert located == Located(tiny, str(ref), None, "local")
 
 
 def test_a_saved_folder_of_transformers_passes_the_check(tiny: Path) -> None:
@@ -97,7 +97,8 @@ def test_what_is_no_reference_names_the_forms(ref: str) -> None:
 
 
 def test_the_model_of_a_package_is_found_and_none_of_its_code_runs(package: Path) -> None:
-    assert locate("pkg:carrier_of_models") == (package / "data" / "model", "pkg:carrier_of_models", None, "package")
+    wanted = Located(package / "data" / "model", "pkg:carrier_of_models", None, "package")
+    assert locate("pkg:carrier_of_models") == wanted
     assert "carrier_of_models" not in sys.modules
 
 

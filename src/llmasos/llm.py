@@ -19,7 +19,7 @@ from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
     from .engines.torch import TorchEngine
-    from .generation import Generator
+    from .generation.generator import Generator
     from .metrics.base import Report
     from .sources.base import Located
     from .training.merging import Merge
@@ -304,7 +304,7 @@ class LLM:
             UsageError: the model cannot write, a prompt does not fit, or options make no sense together.
             MissingExtraError: ``json_schema`` without llguidance.
         """
-        from .generation import write
+        from .generation.generator import write
 
         config = _options(GenerateConfig, None, options)
         return write(
@@ -424,7 +424,7 @@ class LLM:
         return self._engines[key]
 
     def _generator(self, config: GenerateConfig) -> Generator:
-        from .generation import opened
+        from .generation.generator import opened
 
         if self._model is None and self.task is None:
             from .loading import load_writer

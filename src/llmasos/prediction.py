@@ -19,7 +19,7 @@ from .evaluation import computed, in_order
 from .tasks.base import Problem, Row, Task
 
 if TYPE_CHECKING:
-    from .generation import Generator
+    from .generation.generator import Generator
 
 BLOCK = 4096
 """Rows that are sorted by length together."""

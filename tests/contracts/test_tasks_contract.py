@@ -23,7 +23,7 @@ from llmasos.data.dataset import read
 from llmasos.data.encoding import Encoded, encode, flattened
 from llmasos.engines.torch import TorchEngine
 from llmasos.evaluation import computed, evaluate, in_order, referenced
-from llmasos.generation import Generator
+from llmasos.generation.generator import Generator
 from llmasos.loading import load_model
 from llmasos.metrics.base import LOWER_IS_BETTER
 from llmasos.prediction import written

@@ -169,7 +169,7 @@ def _named(item: Any, fields: Sequence[Field]) -> dict[str, Any] | None:
     if not isinstance(item, tuple | list) or not item:
         return None
     needed = [field.name for field in fields if field.required and field.name in texts]
-    if len(item) == len(needed) > 1:
+    if len(item) == len(needed) > 1 and not isinstance(item[0], tuple | list):
         return dict(zip(needed, item))
     numbers = {field.name for field in fields if field.kind == "number"}
     if numbers:  # of several answers, a number is the one that is a number

@@ -2,7 +2,7 @@
 
 A file beside this one serves a family of models by a step of its own over weights laid out for it; it is
 proven on real prompts before it is used (``_proof.py``). Every other model runs transformers' own forward
-with transformers' own cache (``_plain.py``). Nothing here chooses tokens: ``generation.py`` does.
+with transformers' own cache (``_plain.py``). Nothing here chooses tokens: ``generation/`` does.
 """
 
 from __future__ import annotations

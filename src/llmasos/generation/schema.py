@@ -6,7 +6,7 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from .core.errors import MissingExtraError, UsageError
+from ..core.errors import MissingExtraError, UsageError
 
 
 class JsonGrammar:

@@ -14,11 +14,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..decoders.base import Decoder
+from ..tasks.base import Generation
 from . import sampling
-from .decoders.base import Decoder
 from .sampling import NEVER, Sampling
-from .tasks.base import Generation
-from .writing import Writer
+from .writer import Writer
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """One of transformers' logits processors: (rows, history), (rows, vocabulary) -> (rows, vocabulary)."""

@@ -1,6 +1,6 @@
 """From prompts to answers: prompts as tokens, checked against the model's limit, decoded in batches.
 
-A ``Generator`` holds one opened model and its proven decoder. ``decoding.py`` is the loop; here is what comes
+A ``Generator`` holds one opened model and its proven decoder. ``loop.py`` is the loop; here is what comes
 before it (the chat template, room for the answer, the model's own settings) and the order of the answers after it.
 """
 
@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
+from ..core.config import GenerateConfig
+from ..core.errors import UsageError
+from ..decoders._plain import start_token
+from ..decoders.base import Decoder, open_decoder
+from ..tasks.base import Generation
 from . import sampling
-from .core.config import GenerateConfig
-from .core.errors import UsageError
-from .decoders._plain import start_token
-from .decoders.base import Decoder, open_decoder
-from .decoding import Done, Piece, Processor, Request, Rules, generate
+from .loop import Done, Piece, Processor, Request, Rules, generate
 from .sampling import Sampling
-from .tasks.base import Generation
-from .writing import Writer
+from .writer import Writer
 
 
 class Generator:
@@ -68,8 +68,8 @@ class Generator:
             raise UsageError(
                 f"a prompt is a {type(prompt).__name__}", hint="a text, or a list of {role, content} messages"
             )
-        from .tasks import _chat_template
-        from .tasks._conversations import Wrong, conversation
+        from ..tasks import _chat_template
+        from ..tasks._conversations import Wrong, conversation
 
         if not self.tokenizer.chat_template:
             raise UsageError("this model has no chat template", hint="pass the whole prompt as a text")
@@ -159,8 +159,8 @@ class Generator:
 
 def opened(model: Any, tokenizer: Any, folder: Path, config: GenerateConfig) -> Generator:
     """Return the generator of a model, on the device and in the precision that the options ask for."""
-    from .core import hardware
-    from .loading import longest_input
+    from ..core import hardware
+    from ..loading import longest_input
 
     hardware.set_threads(config.threads)
     device = hardware.pick_device(config.device)
@@ -214,7 +214,7 @@ def _check(config: GenerateConfig, stop: Sequence[str], schema: Any, logprobs: b
 
 def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return the ids after which the model has ended: those of its settings, its tokenizer and its chat template."""
-    from .tasks._chat_template import stop_ids
+    from ..tasks._chat_template import stop_ids
 
     ends: set[int] = set()
     for value in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
