@@ -8,7 +8,7 @@ import sys
 from . import tables
 from .harness import ROOT, say
 
-NAMES = ("start", "finetune", "predict", "generate", "plan", "size")
+NAMES = ("start", "finetune", "predict", "tokens", "answers", "similarity", "pretrain", "generate", "plan", "size")
 
 
 def main() -> int:

@@ -272,7 +272,7 @@ def test_an_evaluation_shows_metrics_classes_and_confusions(run):
     code, out, _ = run("evaluate", "tuned", "--data", "test.jsonl")
     assert code == 0
     assert out.startswith("8 rows of test.jsonl\n")
-    for words in ("95 % interval", "majority class", "f1_macro", "precision", "actual (down), predicted (across)"):
+    for words in ("95 % interval", "baseline", "f1_macro", "precision", "actual (down), predicted (across)"):
         assert words in out
 
 

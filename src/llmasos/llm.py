@@ -323,7 +323,7 @@ class LLM:
         """Score the model on labelled rows.
 
         Returns:
-            Metrics with 95 % intervals, the majority-class baseline, per-class values, the confusion matrix.
+            Metrics with 95 % intervals, the baseline of a trivial answer, per-class values, the confusion matrix.
         """
         return _followed(self._evaluation(data, columns, _options(EvaluateConfig, None, options)), progress)  # type: ignore[no-any-return]
 

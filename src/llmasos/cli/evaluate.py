@@ -29,8 +29,8 @@ def run(
 ) -> None:
     """Score a tuned model on labelled data.
 
-    Each metric has a 95 % bootstrap interval, and beside it what always answering with the most
-    common label would score. Labels with the lowest f1 come first.
+    Each metric has a 95 % bootstrap interval, and beside it, as baseline, the score of a trivial answer: for
+    classes, always the most common one. Labels with the lowest f1 come first.
     """
     EvaluateConfig.of(options)
     mapping = parse_columns(columns)

@@ -62,7 +62,7 @@ def _broken(text: str, start: int) -> list[str]:
 
 def show_report(report: Report, *, names: Sequence[str] = (), classes: int = 20, confusion: int = 10) -> None:
     """Print an evaluation: metrics with intervals and baseline, then classes and confusions if not too many."""
-    rows = [("metric", "value", "95 % interval", "majority class")]
+    rows = [("metric", "value", "95 % interval", "baseline")]
     for name, (value, low, high) in report.metrics.items():
         if not names or name in names:
             baseline = report.baseline.get(name)

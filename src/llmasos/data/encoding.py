@@ -247,6 +247,7 @@ class _Pass:
         there = [field for field in task.fields if field.name in dataset.columns]
         self._texts = [field.name for field in there if not field.is_answer]
         self._labels = [field.name for field in there if field.is_answer]
+        self._are_labels = all(field.kind == "label" for field in there if field.is_answer)
         self.findings = _Findings(dataset)
         self.done = self._truncated = self._cut = self._longest = 0
 
@@ -268,7 +269,7 @@ class _Pass:
             self._ledger.add(
                 self._dataset.numbers(np.arange(start, self.done)),
                 [tuple(map(_worded, (row[name] for name in self._texts))) for row in rows],
-                [_label_of([row.get(name) for name in self._labels]) for row in rows],
+                [_label_of([row.get(name) for name in self._labels], self._are_labels) for row in rows],
                 cut.tolist(),
                 [None if problem is None else problem.found for problem in found],
             )
@@ -304,9 +305,9 @@ def _worded(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
 
 
-def _label_of(answers: list[Any]) -> Any:
-    """Return what a row's answers are compared by."""
-    return answers[0] if len(answers) == 1 and not isinstance(answers[0], dict) else tuple(map(_worded, answers))
+def _label_of(answers: list[Any], are_labels: bool) -> Any:
+    """Return what a row's answers are compared by: of labels the set, of all else the order counts too."""
+    return answers[0] if len(answers) == 1 and are_labels else tuple(map(_worded, answers))
 
 
 def _share(some: int, rows: int) -> str:
