@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .encoding import Encoded
 
 POOL = 8
-"""Batches per pool: large enough that lengths inside a batch are near, small enough to stay random. With 64, MiniLM
-reached .860 and .849 on SST-2 after one epoch (seeds 0 and 1), with 8 .866 and .861, and no step was slower."""
+"""Batches per pool: large enough that lengths inside a batch are near, small enough to stay random. Over six runs of
+one epoch on SST-2 MiniLM averaged .8587 with 8 and .8555 with 64, within the noise, and no step was slower."""
 
 
 @dataclass(frozen=True)
