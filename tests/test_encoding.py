@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from llmasos.data.dataset import read
 from llmasos.data.encoding import encode, usable_rows
 from llmasos.data.ledger import Ledger
 from llmasos.tasks.text_classification import TextClassificationTask
+from llmasos.training.prepare import used_tokens
 
 TASK = TextClassificationTask(labels=["a", "b"])
 
@@ -52,6 +54,26 @@ def test_on_disk_and_in_memory_are_equal(tokenizer, tmp_path):
     assert here.targets.shape == (1100, 2)
     assert here.types.dtype == np.uint8
     assert set(here.types.tolist()) == {0, 1}
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="resident pages are counted on Linux")
+def test_memory_of_mapped_arrays_is_given_back(tokenizer, tmp_path):
+    data = data_of([(" ".join(["word"] * 60), "ab"[i % 2]) for i in range(2000)])
+    encoded = encode(data, TASK, tokenizer, 64, folder=tmp_path)
+
+    def resident():
+        """Resident kB of the file with the token ids."""
+        maps = Path("/proc/self/smaps").read_text().split(f"{tmp_path}/ids.bin\n")[1]
+        return int(re.search(r"^Rss: +(\d+)", maps, re.MULTILINE)[1])
+
+    total = int(encoded.ids.sum())
+    assert resident() > 400
+    encoded.forget()
+    assert resident() == 0
+    assert encoded.ids.sum() == total
+    expected = np.unique(encoded.ids)
+    np.testing.assert_array_equal(used_tokens(encoded), expected)
+    assert resident() == 0
 
 
 def test_prediction_needs_no_labels(tokenizer):

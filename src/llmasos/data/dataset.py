@@ -56,11 +56,10 @@ class Dataset:
 
     def batches(self, size: int = 1000) -> Iterator[list[dict[str, Any]]]:
         """Yield all rows in order, ``size`` at a time, as dicts keyed by field name."""
-        data = self._data
+        data, fresh = self._data, 0
         window = max(size, len(self) * _MAPPED // max(1, data.data.nbytes))  # selected rows lie spread over the file
-        fresh = 0
         for start in range(0, len(self), size):
-            if start >= fresh + window:
+            if len(self) > window and (start == 0 or start >= fresh + window):
                 # Pages of a map count as resident until it is closed: a new one starts from none.
                 data, fresh = self._stored.opened(), start
             stop = min(start + size, len(self))

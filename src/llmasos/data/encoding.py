@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import math
+import mmap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -84,6 +85,16 @@ class Encoded:
     def tokens(self) -> int:
         """Tokens of all examples."""
         return int(self.offsets[-1])
+
+    def forget(self) -> None:
+        """Give the memory of arrays that are mapped from files back; what is read again is mapped again.
+
+        Pages of a map count as resident once they were read, for as long as it is open.
+        """
+        for array in (self.ids, self.types, self.targets):
+            pages = getattr(array, "_mmap", None)
+            if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+                pages.madvise(mmap.MADV_DONTNEED)
 
     def head(self, examples: int) -> Encoded:
         """Return the first examples."""

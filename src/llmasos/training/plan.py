@@ -40,6 +40,7 @@ SAMPLE = 20_000
 """Rows that are tokenised for a plan; of more, a random sample stands for all."""
 BUDGET = 8.0
 """Seconds that the measured steps may take, once the first few are done."""
+_MEASURED = 16  # steps to measure at most
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def plan(
 
 
 _RECORD, _CURVES = 200, 250_000  # bytes of a row in arrays and ledgers; of curves.png and the other records
-_HOLES = 0.5  # of the memory of the largest step, once steps of many sizes have been made
+_KEPT = 100  # shapes whose products a CPU keeps: oneDNN's cache has 1024 places, a shape takes about ten
 _FINISH = 1.5  # seconds for the report's intervals, the curves and the records
 
 
@@ -160,20 +161,21 @@ def _steps(setup: Setup, prepared: Prepared) -> int:
 def _training(model: Any, setup: Setup, prepared: Prepared) -> tuple[float, int]:
     """Time real steps, the longest batch first; predict the seconds of the run, and the memory still to come.
 
-    A CPU keeps the products that it has compiled for each shape (decision 003): what a new shape took in the measured
-    steps is what those take that the rest of the run will bring. And steps of changing sizes leave holes in the heap:
-    after 217 steps on SST-2 about half as much as the largest step had taken (``_HOLES``).
+    A CPU keeps the products that it has compiled for each shape (decision 003), and steps of changing sizes leave
+    holes in the heap: what a new shape took in the measured steps is what those take that the rest of the run will
+    bring. So the steps come in no order of size, as in a run: from large to small they would leave no holes.
     """
     order = epoch_order(setup.train.sizes, setup.config.batch_size, setup.config.seed, 0)
     rng = np.random.default_rng(setup.config.seed)
     batches = [setup.task.noised(gather(setup.train, rows), rng) for rows in order]
     tokens = np.asarray([batch.tokens for batch in batches])
     by_size = np.argsort(-tokens, kind="stable")
-    picks = [by_size[0], *by_size[np.linspace(0, len(by_size) - 1, min(9, len(by_size))).astype(int)]]
+    spread = by_size[np.linspace(0, len(by_size) - 1, min(_MEASURED, len(by_size))).astype(int)]
+    picks = [by_size[0], *rng.permutation(spread)]
     stepper = Stepper(model, setup)
     measured: list[tuple[int, float]] = []
     seen: set[tuple[Any, ...]] = set()
-    before, first, held, new = hardware.resident_memory(), 0, 0, 0
+    first = held = new = 0
     begin = time.perf_counter()
     for i, pick in enumerate(picks):
         clock = time.perf_counter()
@@ -188,9 +190,8 @@ def _training(model: Any, setup: Setup, prepared: Prepared) -> tuple[float, int]
             break
     stepper.release()
     steps = _steps(setup, prepared)
-    to_come = len(set().union(*(_shapes(batch, setup) for batch in batches)) - seen)
-    holes = int(_HOLES * max(0, first - before)) if to_come else 0
-    growth = max(0, held - first) // max(1, new) * to_come + holes
+    to_come = min(len(set().union(*(_shapes(batch, setup) for batch in batches)) - seen), _KEPT - new)
+    growth = max(0, held - first) // max(1, new) * to_come
     return _fit(measured, steps, steps * float(tokens.mean())), growth
 
 

@@ -202,7 +202,13 @@ _LEDGERS = {"train": "ledger.jsonl", "evaluation": "ledger-evaluation.jsonl"}
 
 def used_tokens(train: Encoded) -> np.ndarray[Any, Any]:
     """Return the sorted ids of all tokens that occur, in constant memory."""
-    seen = np.zeros(int(train.ids.max()) + 1, dtype=bool)
-    for start in range(0, train.tokens, 1 << 22):
-        seen[train.ids[start : start + (1 << 22)]] = True
+    seen = np.zeros(0, dtype=bool)
+    for start in range(0, train.tokens, _STRETCH):
+        ids = train.ids[start : start + _STRETCH]
+        seen = np.pad(seen, (0, max(0, int(ids.max()) + 1 - len(seen))))
+        seen[ids] = True
+        train.forget()
     return np.flatnonzero(seen)
+
+
+_STRETCH = 1 << 22  # tokens

@@ -212,6 +212,8 @@ def train(model: Any, setup: Setup, keep: Callable[[], None], state: Progressed)
                 rate = stepper.update(step)
                 since.append(loss)
                 state.step, state.tokens = step + 1, state.tokens + batch.tokens
+                if state.step % _FORGET == 0:
+                    setup.train.forget()
                 pace, left = clock.tick(len(batch), step + 1)
                 epoch = (step + 1) / setup.steps_per_epoch
                 yield Step(step + 1, setup.steps, epoch, loss, rate, norm, len(batch), pace, left)
@@ -232,6 +234,9 @@ def train(model: Any, setup: Setup, keep: Callable[[], None], state: Progressed)
         state.seconds = clock.busy
         stepper.release()
     yield from _diagnose(state)
+
+
+_FORGET = 20  # steps after which the pages of large data are given back
 
 
 def _batches(setup: Setup) -> Iterator[np.ndarray[Any, Any]]:
