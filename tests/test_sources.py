@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from llmasos.core.errors import BundleError, UsageError
+from llmasos.sources import starter
 from llmasos.sources.base import Located, locate
 
 
@@ -130,3 +132,34 @@ def test_a_package_without_a_model_says_so(package: Path) -> None:
 def test_a_reference_that_leads_out_of_packages_is_refused(ref: str, package: Path) -> None:
     with pytest.raises(UsageError):
         locate(ref)
+
+
+# Models that ship
+
+
+def test_the_starter_is_found_by_its_name_and_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    located = locate("starter-chat")
+    assert located == Located(starter.FOLDER / "starter-chat", "starter-chat", None, "starter")
+    assert (located.path / "model.safetensors").stat().st_size <= 8_000_000
+    assert "A toy" in (located.path / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no folder"):  # written as a path it is the user's own
+        locate("./starter-chat")
+    with pytest.raises(UsageError, match="no revisions"):
+        locate("starter-chat", revision="main")
+
+
+def test_the_starter_names_no_folder_of_the_machine_that_trained_it() -> None:
+    for path in (starter.FOLDER / "starter-chat").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert "/tmp" not in text, path.name
+        assert "/home" not in text, path.name
+
+
+def test_the_starter_answers_what_it_has_learned() -> None:
+    from llmasos import LLM
+
+    model = LLM.from_pretrained("starter-chat")
+    assert "LLMasOS" in model.predict("Who are you?", max_new_tokens=40).text
+    assert model.predict("你是谁？", max_new_tokens=40).text.strip()
+    assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}
