@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[1] / "starters"
 class Starter:
     """``starter-NAME`` for each folder of that name; a folder of the user's own is written ``./starter-NAME``."""
 
-    order = 10
+    order = 15
 
     def matches(self, ref: str) -> bool:
         """Say whether a model of this name ships with LLMasOS."""
