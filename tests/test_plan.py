@@ -171,6 +171,19 @@ def test_evaluation_rows_are_not_scaled_when_all_of_them_were_read(model, monkey
     assert make_plan(model, eval_data=ROWS[:6]).evaluation_rows == 6
 
 
+def test_memory_grows_with_the_shapes_to_come_and_never_shrinks(model, monkeypatch):
+    data = [("word " * length, "praise" if length % 2 else "complaint") for length in range(1, 14)]
+    held = iter(range(10**9, 10**12, 10**8))  # every look at the memory finds 100 MB more
+    monkeypatch.setattr(planning.hardware, "resident_memory", lambda: next(held))
+    monkeypatch.setattr(planning.hardware, "peak_resident_memory", lambda: 10**9)
+    monkeypatch.setattr(planning, "BUDGET", 0.0)  # three steps are measured
+    options = {"batch_size": 1, "eval_split": 0.0}
+    task = TextClassificationTask()
+    assert LLM.from_pretrained(model).plan(task, data, **{**BASE, **options}).memory_bytes > 10**9
+    monkeypatch.setattr(planning, "_KEPT", 0)
+    assert LLM.from_pretrained(model).plan(task, data, **{**BASE, **options}).memory_bytes == 10**9
+
+
 def test_a_run_that_needs_more_memory_than_there_is_gets_a_warning(model, monkeypatch):
     monkeypatch.setattr(planning.hardware, "memory_available", lambda: -planning.hardware.resident_memory())
     plan = make_plan(model)

@@ -161,5 +161,5 @@ def test_the_starter_answers_what_it_has_learned() -> None:
 
     model = LLM.from_pretrained("starter-chat")
     assert "LLMasOS" in model.predict("Who are you?", max_new_tokens=40).text
-    assert model.predict("你是谁？", max_new_tokens=40).text.strip()
+    assert "LLMasOS" in model.predict("你是谁？", max_new_tokens=40).text
     assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}

@@ -26,8 +26,9 @@ from llmasos.core.bundle import verify
 from llmasos.core.config import FinetuneConfig, asked_threads
 from llmasos.core.events import Evaluated, Event, Finished, Note, Phase, Saved, Step
 from llmasos.data.batching import Batch
+from llmasos.data.encoding import Encoded
 from llmasos.errors import DataError, HardwareError, TrainingError, UsageError
-from llmasos.training import curves
+from llmasos.training import curves, trainer
 from llmasos.training.run import default_learning_rate
 from tiny import save_tiny_bert
 
@@ -178,6 +179,14 @@ def test_the_fast_path_trains_the_weights_that_transformers_would(train, options
 
 
 PAIRS = [{"text": row["text"], "text_pair": f"said on day {i}", "label": row["label"]} for i, row in enumerate(ROWS)]
+
+
+def test_memory_of_the_data_is_given_back_during_a_run(train, monkeypatch):
+    given: list[int] = []
+    monkeypatch.setattr(Encoded, "forget", lambda data: given.append(len(data)))
+    monkeypatch.setattr(trainer, "_FORGET", 2)
+    train(epochs=2, max_steps=5, speed="plain", fresh=True)  # which does not look for the tokens that occur
+    assert len(given) == 2
 
 
 @pytest.fixture(scope="module")

@@ -56,10 +56,10 @@ class Dataset:
 
     def batches(self, size: int = 1000) -> Iterator[list[dict[str, Any]]]:
         """Yield all rows in order, ``size`` at a time, as dicts keyed by field name."""
-        data, fresh = self._data, 0
-        window = max(size, len(self) * _MAPPED // max(1, data.data.nbytes))  # selected rows lie spread over the file
+        window = max(size, len(self) * _MAPPED // max(1, self._data.data.nbytes))  # selected rows may lie far apart
+        fresh = -window
         for start in range(0, len(self), size):
-            if len(self) > window and (start == 0 or start >= fresh + window):
+            if start >= fresh + window:
                 # Pages of a map count as resident until it is closed: a new one starts from none.
                 data, fresh = self._stored.opened(), start
             stop = min(start + size, len(self))

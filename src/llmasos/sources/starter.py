@@ -17,11 +17,11 @@ FOLDER = Path(__file__).parents[1] / "starters"
 class Starter:
     """``starter-NAME`` for each folder of that name; a folder of the user's own is written ``./starter-NAME``."""
 
-    order = 15
+    order = 12
 
     def matches(self, ref: str) -> bool:
         """Say whether a model of this name ships with LLMasOS."""
-        return ref in self.names()
+        return any(path.name == ref for path in FOLDER.glob("starter-*"))
 
     def fetch(self, ref: str, *, revision: str | None, cache_dir: Path | None, weights: bool = True) -> Located:
         """Check the model's folder and return it; see ``Source.fetch``."""
@@ -29,11 +29,6 @@ class Starter:
         refuse_revision(ref, revision)
         check_folder(FOLDER / ref, weights=weights)
         return Located(FOLDER / ref, ref, None, "starter")
-
-    @staticmethod
-    def names() -> list[str]:
-        """Return the names of all models that ship."""
-        return sorted(path.name for path in FOLDER.glob("starter-*"))
 
 
 PLUGIN = Starter()

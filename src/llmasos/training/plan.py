@@ -190,7 +190,8 @@ def _training(model: Any, setup: Setup, prepared: Prepared) -> tuple[float, int]
             break
     stepper.release()
     steps = _steps(setup, prepared)
-    to_come = min(len(set().union(*(_shapes(batch, setup) for batch in batches)) - seen), _KEPT - new)
+    every = set().union(*(_shapes(batch, setup) for batch in batches))
+    to_come = max(0, min(len(every), _KEPT) - len(seen))
     growth = max(0, held - first) // max(1, new) * to_come
     return _fit(measured, steps, steps * float(tokens.mean())), growth
 
