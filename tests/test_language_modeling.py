@@ -67,7 +67,7 @@ def test_documents_packed_together_score_as_alone(model):
     order = gather(data, np.arange(3)).rows
     alone = np.concatenate([engine.outputs(gather(data, np.asarray([i]))) for i in order])
     np.testing.assert_allclose(together, alone, atol=2e-5)
-    assert engine.how == "float32, packed forward of architectures/interface"
+    assert engine.how == "float32, packed forward of architectures/llama"
 
 
 def test_the_loss_is_that_of_transformers_own_formula(model):

@@ -65,10 +65,10 @@ class LayerWeights:
         self.norms = [(weights.work(n.weight), weights.work(n.bias)) for n in norms]
         self.norm_gradients = [(weights.gradient(n.weight), weights.gradient(n.bias)) for n in norms]
 
-    def write(self, place: Tensor | None, value: Tensor) -> None:
-        """Leave a gradient: the first of a step replaces, later ones add."""
-        if place is not None:
-            place.copy_(value) if self.weights.fresh else place.add_(value)
+    @property
+    def trained(self) -> bool:
+        """Whether any of its parameters is."""
+        return any(place is not None for pair in (*self.gradients, *self.norm_gradients) for place in pair)
 
     def write_linear(
         self, which: int, gradient: Tensor, inputs: Tensor, scale: float = 1.0, at: slice = slice(None)
@@ -80,7 +80,13 @@ class LayerWeights:
             matrix[at].addmm_(gradient.t(), inputs, beta=beta, alpha=scale)
         if bias is not None:
             total = gradient.sum(0)
-            self.write(bias[at], total if scale == 1.0 else total * scale)
+            write(self.weights, bias[at], total if scale == 1.0 else total * scale)
+
+
+def write(weights: Weights, place: Tensor | None, value: Tensor) -> None:
+    """Leave a gradient: the first of a step replaces, later ones add."""
+    if place is not None:
+        place.copy_(value) if weights.fresh else place.add_(value)
 
 
 def encoder_layer(
@@ -92,6 +98,8 @@ def encoder_layer(
     only: Tensor | None = None,
 ) -> Tensor:
     """Run one layer. x: (tokens, hidden) -> (tokens, hidden), or (len(only), hidden)."""
+    if weights.trained and torch.is_grad_enabled() and not x.requires_grad:
+        x.requires_grad_()  # nothing below is trained
     return _Layer.apply(x, weights, shape, groups, dropout, only)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -115,7 +123,7 @@ class _Layer(torch.autograd.Function):
             hidden = x.shape[1]
             queries = torch.addmm(w.qkv[1][:hidden], residual, w.qkv[0][:hidden].t())
             qkv = torch.addmm(w.qkv[1][hidden:], x, w.qkv[0][hidden:].t())  # (tokens, 2 hidden)
-        context, saved = _attend(qkv, queries, shape, groups, dropout)
+        context, saved = _attend(qkv, queries, shape, groups, dropout, keep=x.requires_grad)
         y1, mask1, norm1 = _add_norm(context, w.attention, residual, w.norms[0], shape, p_hidden, dropout)
         u = torch.addmm(w.up[1], y1, w.up[0].t())
         g = functional.gelu(u)
@@ -202,8 +210,8 @@ def _norm_backward(gradient: Tensor, saved: tuple[Tensor, ...], w: LayerWeights,
     dz, dscale, dbias = aten.native_layer_norm_backward(
         gradient.contiguous(), z, (z.shape[1],), mean, rstd, scale, bias, [True, True, True]
     )
-    w.write(w.norm_gradients[which][0], dscale)
-    w.write(w.norm_gradients[which][1], dbias)
+    write(w.weights, w.norm_gradients[which][0], dscale)
+    write(w.weights, w.norm_gradients[which][1], dbias)
     return dz  # type: ignore[no-any-return]
 
 
@@ -213,8 +221,29 @@ def _heads(flat: Tensor, group: Group, parts: int, heads: int) -> Tensor:
     return tokens.view(group.rows, group.length, parts, heads, -1).permute(2, 0, 3, 1, 4).contiguous()
 
 
+_VECTOR = 32
+"""Length from which torch's softmax in bfloat16 is vectorised; below, it is quicker through float32."""
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    if scores.shape[-1] < _VECTOR:
+        return torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
+    return torch.softmax(scores, -1)
+
+
+def _softmax_backward(gradient: Tensor, probabilities: Tensor) -> Tensor:
+    """Return the gradient of the scores."""
+    return aten._softmax_backward_data(gradient, probabilities, -1, gradient.dtype)  # type: ignore[no-any-return]
+
+
 def _attend(
-    qkv: Tensor, queries: Tensor | None, shape: LayerShape, groups: tuple[Group, ...], dropout: Dropout | None
+    qkv: Tensor,
+    queries: Tensor | None,
+    shape: LayerShape,
+    groups: tuple[Group, ...],
+    dropout: Dropout | None,
+    *,
+    keep: bool,
 ) -> tuple[Tensor, list[tuple[Tensor | None, ...]]]:
     """softmax(Q K^T / sqrt(d)) V, group by group. Returns (tokens or rows, hidden) and the saved parts."""
     hidden = qkv.shape[1] // (3 if queries is None else 2)
@@ -230,15 +259,18 @@ def _attend(
         else:
             k, v = _heads(qkv, group, 2, shape.heads)
             q = queries[row : row + group.rows].view(group.rows, shape.heads, 1, -1)
-        q = q * scale
-        scores = torch.matmul(q, k.transpose(-1, -2))  # (rows, heads, length or 1, length)
-        if group.bias is not None:
-            scores = scores + group.bias.to(scores.dtype)
-        # float32: exact where it matters, and quicker than bfloat16 on a CPU
-        probabilities = torch.softmax(scores, -1, dtype=torch.float32).to(qkv.dtype)
-        mask = dropout.mask(scores.shape, shape.attention_dropout, scores) if dropout else None
-        dropped = probabilities if mask is None else probabilities * mask
-        out = torch.matmul(dropped, v)
+        if not (keep or dropout) and queries is None and group.length >= _VECTOR:  # torch's kernel is quicker
+            bias = None if group.bias is None else group.bias.to(q.dtype)
+            out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+            mask = probabilities = None
+        else:
+            q = q * scale
+            scores = torch.matmul(q, k.transpose(-1, -2))  # (rows, heads, length or 1, length)
+            if group.bias is not None:
+                scores = scores.add_(group.bias.to(scores.dtype))
+            probabilities = _softmax(scores)
+            mask = dropout.mask(scores.shape, shape.attention_dropout, scores) if dropout else None
+            out = torch.matmul(probabilities if mask is None else probabilities * mask, v)
         if mask is not None:
             out.mul_(1.0 / (1.0 - Dropout.rounded(shape.attention_dropout)))
         flat = out.transpose(1, 2).reshape(-1, hidden)
@@ -287,7 +319,7 @@ def _attend_backward(
         dp = torch.matmul(dout, v.transpose(-1, -2))
         if mask is not None:
             dp.mul_(mask)
-        ds = aten._softmax_backward_data(dp.float(), probabilities.float(), -1, torch.float32).to(dp.dtype)
+        ds = _softmax_backward(dp, probabilities)
         dq = torch.matmul(ds, k).mul_(scale)
         dk = torch.matmul(ds.transpose(-1, -2), q)
         if dqueries is not None:

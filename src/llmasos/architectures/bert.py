@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ._embedding import looked_up
 from ._post_norm import LayerParameters, LayerShape, LayerWeights, encoder_layer
 from .base import Dropout, Pack, Weights
 
@@ -133,7 +134,7 @@ class _BertForward:
     def _embed(self, pack: Pack, dropout: Dropout | None) -> Tensor:
         table = self.embeddings
         words = table.word_embeddings
-        word = _Rows.apply(pack.ids, words.weight, words.padding_idx, self.weights, _anchor(pack.ids))  # type: ignore[no-untyped-call]
+        word = looked_up(pack.ids, words, self.weights)
         positions = self._positions_after(table.padding_idx, pack) if self.after_padding else pack.positions
         types = torch.zeros_like(pack.ids) if pack.types is None else pack.types
         x = word + (table.position_embeddings(positions) + table.token_type_embeddings(types)).to(word.dtype)
@@ -168,30 +169,6 @@ class _BertForward:
 def _drop(x: Tensor, p: float, dropout: Dropout | None) -> Tensor:
     mask = dropout.mask(x.shape, p, x) if dropout else None
     return x if mask is None else x * mask * (1.0 / (1.0 - Dropout.rounded(p)))
-
-
-class _Rows(torch.autograd.Function):
-    """Read rows of the word embedding, and add their gradients where the weights keep them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, ids: Tensor, parameter: Tensor, padding: int | None, weights: Weights, _anchor: Tensor
-    ) -> Tensor:
-        ctx.parts = (ids, parameter, padding, weights)
-        return weights.rows(parameter, ids)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        ids, parameter, padding, weights = ctx.parts
-        if padding is not None and bool((ids == padding).any()):  # torch trains no padding row, not even one in a text
-            gradient = gradient.masked_fill((ids == padding)[:, None], 0.0)
-        weights.add_rows(parameter, ids, gradient)
-        return None, None, None, None, None
-
-
-def _anchor(like: Tensor) -> Tensor:
-    """Return a scalar that needs a gradient, so that backward reaches a function without tensor inputs."""
-    return torch.zeros((), device=like.device, requires_grad=torch.is_grad_enabled())
 
 
 def _encoder(model: nn.Module) -> Any:

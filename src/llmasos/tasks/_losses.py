@@ -7,7 +7,7 @@ at a time and, in training, computed again for the backward pass, so that never 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 
 class Projected(NamedTuple):
-    """Logits over a large vocabulary, not yet computed: hidden states, (places, width), and the head for them."""
+    """Logits over a large vocabulary, not yet computed: hidden states, (places, width), and the head for them.
+
+    ``matrix`` is there where the head is a product with it, (vocabulary, width), and nothing else.
+    """
 
     hidden: Tensor
     head: Callable[[Tensor], Tensor]
     vocabulary: int
+    matrix: Tensor | None = None
 
 
 PIECE = 1 << 25
@@ -40,12 +44,55 @@ def asked_targets(outputs: Tensor | Projected, batch: Batch) -> Tensor:
 
 def cross_entropy(outputs: Tensor | Projected, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the summed cross entropy. outputs: logits, (places, vocabulary), or what they come from."""
+    if isinstance(outputs, Projected) and outputs.matrix is not None and torch.is_grad_enabled():
+        return _LinearEntropy.apply(outputs.hidden, outputs.matrix, targets, smoothing)  # type: ignore[no-any-return,no-untyped-call]
     return torch.stack([part.sum() for part in _losses(outputs, targets, smoothing)]).sum()
 
 
 def log_probabilities(outputs: Tensor | Projected, targets: Tensor) -> Tensor:
     """Return the log probability of each place's target, (places,)."""
     return -torch.cat(_losses(outputs, targets, 0.0))
+
+
+class _LinearEntropy(torch.autograd.Function):
+    """The summed cross entropy of a linear head, with its gradients found on the way, a few places at a time.
+
+    With p = softmax(W h) the gradient of a place's loss at its logits is p - q, where q is 1 - s at the target plus
+    s / vocabulary everywhere (s: the smoothing); so no logits are kept, and none are computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        head, vocabulary = matrix.to(hidden.dtype), len(matrix)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        to_hidden = torch.empty_like(hidden)
+        to_matrix = torch.zeros_like(matrix) if matrix.requires_grad else None
+        size = max(_LEAST, _CACHED // vocabulary)
+        for start in range(0, len(hidden), size):
+            here = slice(start, start + size)
+            states, wanted = hidden[here], targets[here, None]
+            chances = torch.mm(states, head.t()).float().log_softmax(-1)
+            total -= (1.0 - smoothing) * chances.gather(1, wanted).sum()
+            if smoothing:
+                total -= smoothing * chances.mean(-1).sum()
+            slope = chances.exp_()
+            slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, smoothing - 1.0))
+            slope = (slope.sub_(smoothing / vocabulary) if smoothing else slope).to(hidden.dtype)
+            torch.mm(slope, head, out=to_hidden[here])
+            if to_matrix is not None:
+                to_matrix += torch.mm(slope.t(), states)
+        ctx.parts = (to_hidden, to_matrix)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        to_hidden, to_matrix = ctx.parts
+        ctx.parts = None
+        return to_hidden.mul_(gradient), None if to_matrix is None else to_matrix.mul_(gradient), None, None
+
+
+_LEAST, _CACHED = 256, 1 << 22
+"""Places at a time: as many as keep 16 MB of logits, and enough for the product."""
 
 
 def _losses(outputs: Tensor | Projected, targets: Tensor, smoothing: float) -> list[Tensor]:
@@ -57,7 +104,7 @@ def _losses(outputs: Tensor | Projected, targets: Tensor, smoothing: float) -> l
 
     if isinstance(outputs, Tensor):
         return [entropy(outputs, targets)]
-    hidden, head, _ = outputs
+    hidden, head = outputs.hidden, outputs.head
 
     def piece(states: Tensor, wanted: Tensor) -> Tensor:
         return entropy(head(states), wanted)

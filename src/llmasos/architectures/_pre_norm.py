@@ -1,0 +1,293 @@
+"""One Transformer decoder layer with the norm before each half (Touvron et al. 2023: Llama, Mistral, Qwen2).
+
+Forward and backward are written out. RMS norms (Zhang & Sennrich 2019) lose their weights to the products behind
+them, W (w * n) = (W w) n, so that over the tokens only the division by the root mean square is left, and both
+its gradients come out of small arrays. Positions are turned (Su et al. 2021) while heads are laid out, and
+attention is three products and a softmax where the scores are few, torch's own kernel where they are many.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ._post_norm import write
+from .base import Group, Weights
+
+aten = torch.ops.aten
+
+_LARGEST = 1 << 24
+"""Scores kept for a backward pass, 32 MB a layer; beyond it torch's kernel computes them again."""
+
+
+class LayerShape(NamedTuple):
+    """Sizes that all layers of a model share."""
+
+    queries: int
+    keys: int
+    width: int
+    epsilon: float
+    scale: float
+
+
+class Turns(NamedTuple):
+    """Cosines and sines of the positions, (positions, head width), and the same times the attention's scale."""
+
+    keys: tuple[Tensor, Tensor]
+    queries: tuple[Tensor, Tensor]
+
+
+class _Product:
+    """Linear layers side by side, the weight of the norm before them folded in."""
+
+    def __init__(self, layers: tuple[nn.Linear, ...], norm: Any | None, weights: Weights) -> None:
+        self.weights = weights
+        self.matrix = weights.work(*(layer.weight for layer in layers))
+        self.place = weights.gradient(*(layer.weight for layer in layers))
+        biased = layers[0].bias is not None
+        self.bias = weights.work(*(layer.bias for layer in layers)) if biased else None
+        self.bias_place = weights.gradient(*(layer.bias for layer in layers)) if biased else None
+        self.norm = None if norm is None else weights.work(norm.weight)
+        self.norm_place = None if norm is None else weights.gradient(norm.weight)
+
+    @property
+    def trained(self) -> bool:
+        return any(place is not None for place in (self.place, self.bias_place, self.norm_place))
+
+    def folded(self) -> Tensor:
+        """Return the matrix that works on what is normalised, (out, in)."""
+        return self.matrix if self.norm is None else self.matrix * self.norm
+
+    def leave(self, gradient: Tensor, inputs: Tensor) -> None:
+        """Leave the gradients. gradient: (tokens, out), inputs: (tokens, in)."""
+        if self.bias_place is not None:
+            write(self.weights, self.bias_place, gradient.sum(0))
+        if self.norm is None:
+            if self.place is not None:
+                self.place.addmm_(gradient.t(), inputs, beta=0.0 if self.weights.fresh else 1.0)
+            return
+        if self.place is None and self.norm_place is None:
+            return
+        folded = torch.mm(gradient.t(), inputs)
+        write(self.weights, self.norm_place, (folded * self.matrix).sum(0))
+        if self.place is not None:
+            write(self.weights, self.place, folded.mul_(self.norm))
+
+
+class LayerWeights:
+    """The four products of a layer, in the precision of the work, with the places of their gradients."""
+
+    def __init__(self, layer: Any, weights: Weights) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = _Product(projections, layer.input_layernorm, weights)
+        self.output = _Product((attention.o_proj,), None, weights)
+        self.up = _Product((mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm, weights)
+        self.down = _Product((mlp.down_proj,), None, weights)
+
+    @property
+    def trained(self) -> bool:
+        """Whether any of its parameters is."""
+        return any(product.trained for product in (self.qkv, self.output, self.up, self.down))
+
+
+def layout(layer: Any) -> list[tuple[Tensor, ...]]:
+    """Return a layer's parameters, those of one product together."""
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    parts = [tuple(linear.weight for linear in projections), (attention.o_proj.weight,)]
+    if attention.q_proj.bias is not None:
+        parts.append(tuple(linear.bias for linear in projections))
+    parts += [(mlp.gate_proj.weight, mlp.up_proj.weight), (mlp.down_proj.weight,)]
+    return [*parts, (layer.input_layernorm.weight,), (layer.post_attention_layernorm.weight,)]
+
+
+def decoder_layer(
+    x: Tensor, weights: LayerWeights, shape: LayerShape, groups: tuple[Group, ...], turns: Turns
+) -> Tensor:
+    """Run one layer. x: (places, hidden) -> (places, hidden)."""
+    if weights.trained and torch.is_grad_enabled() and not x.requires_grad:
+        x.requires_grad_()  # nothing below is trained
+    return _Layer.apply(x, weights, shape, groups, turns)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: LayerWeights, shape: LayerShape, groups: tuple[Group, ...], turns: Turns
+    ) -> Tensor:
+        into_qkv, into_up = w.qkv.folded(), w.up.folded()
+        n1, deviation1 = _normalized(x, shape.epsilon)
+        qkv = functional.linear(n1, into_qkv, w.qkv.bias)
+        context, saved = _attend(qkv, shape, groups, turns, keep=x.requires_grad)
+        x1 = torch.addmm(x, context, w.output.matrix.t())
+        n2, deviation2 = _normalized(x1, shape.epsilon)
+        gate_up = torch.mm(n2, into_up.t())
+        gate, up = gate_up.chunk(2, dim=1)
+        gated = functional.silu(gate)
+        ctx.parts = (
+            w, shape, groups, turns, into_qkv, into_up, n1, deviation1, context, saved, n2, deviation2, gate_up, gated,
+        )  # fmt: skip
+        return torch.addmm(x1, gated * up, w.down.matrix.t())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        w, shape, groups, turns, into_qkv, into_up, n1, dev1, context, saved, n2, dev2, gate_up, gated = ctx.parts
+        ctx.parts = None  # frees the saved tensors as soon as they are used up
+        # second half: down, the gate, up, norm
+        gate, up = gate_up.chunk(2, dim=1)
+        w.down.leave(gradient, gated * up)
+        dinner = torch.mm(gradient, w.down.matrix)
+        gated.mul_(dinner)  # the gradient of up
+        aten.silu_backward.grad_input(dinner.mul_(up), gate, grad_input=gate)  # every gradient replaces its value
+        up.copy_(gated)
+        w.up.leave(gate_up, n2)
+        dx1 = _norm_backward(torch.mm(gate_up, into_up), n2, dev2, gradient)
+        # first half: output projection, attention, projections, norm
+        w.output.leave(dx1, context)
+        dqkv = _attend_backward(torch.mm(dx1, w.output.matrix), saved, shape, groups, turns)
+        w.qkv.leave(dqkv, n1)
+        return _norm_backward(torch.mm(dqkv, into_qkv), n1, dev1, dx1), None, None, None, None
+
+
+def _normalized(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return x over its root mean square, and one over that, (places, 1), in float32."""
+    total = torch.linalg.vector_norm(x, 2, -1, keepdim=True, dtype=torch.float32)
+    inverse = total.square_().div_(x.shape[1]).add_(epsilon).rsqrt_()
+    if x.dtype == torch.float32:
+        return x * inverse, inverse
+    high = inverse.to(x.dtype)  # the factor in two parts, rounded but once: as exact as through float32
+    return torch.addcmul(x * (inverse - high).to(x.dtype), x, high), inverse
+
+
+def _norm_backward(gradient: Tensor, normalized: Tensor, inverse: Tensor, residual: Tensor) -> Tensor:
+    """Return the gradient before the norm, (dn - n mean(dn n)) / rms, and the residual's."""
+    mean = (gradient * normalized).sum(-1, keepdim=True, dtype=torch.float32).div_(-gradient.shape[1])
+    inner = torch.addcmul(gradient, normalized, mean.to(gradient.dtype))
+    return torch.addcmul(residual, inner, inverse.to(gradient.dtype))
+
+
+# -- attention ----------------------------------------------------------------------------------------
+
+
+def _turned(heads: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn positions. heads: (rows, heads, length, width), of any layout -> the same, contiguous."""
+    cos, sin = (table[: heads.shape[2]] for table in turns)
+    half = heads.shape[-1] // 2
+    out = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
+    torch.mul(heads, cos, out=out)
+    out[..., :half].addcmul_(heads[..., half:], sin[:, :half], value=-1)
+    out[..., half:].addcmul_(heads[..., :half], sin[:, half:])
+    return out
+
+
+def _turn_back(gradient: Tensor, turns: tuple[Tensor, Tensor], out: Tensor) -> None:
+    """The same for gradients, by the transposed matrix, into ``out``."""
+    cos, sin = (table[: gradient.shape[2]] for table in turns)
+    half = gradient.shape[-1] // 2
+    torch.mul(gradient, cos, out=out)
+    out[..., :half].addcmul_(gradient[..., half:], sin[:, half:])
+    out[..., half:].addcmul_(gradient[..., :half], sin[:, :half], value=-1)
+
+
+def _attend(
+    qkv: Tensor, shape: LayerShape, groups: tuple[Group, ...], turns: Turns, *, keep: bool
+) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+    """softmax(Q K^T scale) V over what came before, group by group. Returns (places, hidden) and the saved parts."""
+    hidden = shape.queries * shape.width
+    context = torch.empty((len(qkv), hidden), dtype=qkv.dtype, device=qkv.device)
+    context[groups[-1].stop :] = 0.0  # places behind the last row: read by nobody, but they must be finite
+    saved: list[tuple[Tensor, ...]] = []
+    for group in groups:
+        tokens = qkv[group.start : group.stop] if group.padded is None else qkv.index_select(0, group.padded)
+        heads = tokens.view(group.rows, group.length, -1, shape.width).transpose(1, 2)
+        q = _turned(heads[:, : shape.queries], turns.queries)
+        k = _turned(heads[:, shape.queries : shape.queries + shape.keys], turns.keys)
+        v = heads[:, shape.queries + shape.keys :].contiguous()
+        if keep and _is_small(group, shape, q):
+            out, probabilities = _products(q, k, v)
+            saved.append((q, k, v, probabilities))
+        else:
+            out, parts = _kernel(q, k, v, keep=keep)
+            saved.append(parts)
+        if group.valid is None:
+            place = context[group.start : group.stop].view(group.rows, group.length, shape.queries, shape.width)
+            place.transpose(1, 2).copy_(out)
+        else:
+            flat = out.transpose(1, 2).reshape(-1, hidden)
+            torch.index_select(flat, 0, group.valid, out=context[group.start : group.stop])
+    return context, saved
+
+
+def _is_small(group: Group, shape: LayerShape, q: Tensor) -> bool:
+    """Whether products are quicker to train: on a CPU torch's kernel takes five times as long backward."""
+    return q.device.type == "cpu" and group.rows * shape.queries * group.length**2 <= _LARGEST
+
+
+def _grouped(heads: Tensor, keys: int) -> Tensor:
+    """(rows, heads, length, width) -> (rows * keys, heads / keys * length, width): as if heads were positions."""
+    return heads.view(heads.shape[0] * keys, -1, heads.shape[-1])
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the context, (rows, heads, length, width), and the probabilities."""
+    keys, length = k.shape[1], k.shape[2]
+    hidden = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
+    hidden = hidden.repeat(q.shape[1] // keys, 1)[None]
+    scores = torch.baddbmm(hidden, _grouped(q, keys), _grouped(k, keys).transpose(1, 2))
+    probabilities = scores.softmax(-1)
+    return torch.bmm(probabilities, _grouped(v, keys)).view(q.shape), probabilities
+
+
+def _products_backward(gradient: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, probabilities = saved
+    keys = k.shape[1]
+    out = _grouped(gradient.contiguous(), keys)
+    dv = torch.bmm(probabilities.transpose(1, 2), out)
+    dp = torch.bmm(out, _grouped(v, keys).transpose(1, 2))
+    ds = aten._softmax_backward_data(dp, probabilities, -1, dp.dtype)
+    dq = torch.bmm(ds, _grouped(k, keys))
+    dk = torch.bmm(ds.transpose(1, 2), _grouped(q, keys))
+    return dq.view(q.shape), dk.view(k.shape), dv.view(v.shape)
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, *, keep: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The same by torch's kernel; the saved parts are its own graph."""
+    with torch.set_grad_enabled(keep):
+        q, k, v = (part.detach().requires_grad_(keep) for part in (q, k, v))
+        out = functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=1.0, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    return out.detach(), (q, k, v, out)
+
+
+def _attend_backward(
+    gradient: Tensor, saved: list[tuple[Tensor, ...]], shape: LayerShape, groups: tuple[Group, ...], turns: Turns
+) -> Tensor:
+    """Return the gradient of the projections, (places, (queries + 2 keys) width)."""
+    heads = shape.queries + 2 * shape.keys
+    dqkv = torch.empty((len(gradient), heads * shape.width), dtype=gradient.dtype, device=gradient.device)
+    dqkv[groups[-1].stop :] = 0.0
+    for group, parts in zip(groups, saved, strict=True):
+        tokens = gradient[group.start : group.stop]
+        if group.valid is not None:
+            rectangle = gradient.new_zeros(group.rows * group.length, gradient.shape[1])
+            tokens = rectangle.index_copy_(0, group.valid, tokens)
+        dout = tokens.view(group.rows, group.length, shape.queries, shape.width).transpose(1, 2)
+        if parts[3].grad_fn is None:
+            dq, dk, dv = _products_backward(dout, parts)
+        else:
+            dq, dk, dv = torch.autograd.grad(parts[3], parts[:3], dout)
+        flat = dqkv[group.start : group.stop]
+        if group.valid is not None:
+            flat = torch.empty((group.rows * group.length, dqkv.shape[1]), dtype=dqkv.dtype, device=dqkv.device)
+        place = flat.view(group.rows, group.length, heads, shape.width).transpose(1, 2)
+        _turn_back(dq, turns.queries, place[:, : shape.queries])
+        _turn_back(dk, turns.keys, place[:, shape.queries : shape.queries + shape.keys])
+        place[:, shape.queries + shape.keys :] = dv
+        if group.valid is not None:
+            torch.index_select(flat, 0, group.valid, out=dqkv[group.start : group.stop])
+    return dqkv
