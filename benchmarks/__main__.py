@@ -8,7 +8,10 @@ import sys
 from . import tables
 from .harness import ROOT, say
 
-NAMES = ("start", "finetune", "predict", "tokens", "answers", "similarity", "pretrain", "generate", "plan", "size")
+NAMES = (
+    "start", "finetune", "predict", "tokens", "answers", "similarity", "translation", "chat", "pretrain", "generate",
+    "plan", "size",
+)  # fmt: skip
 
 
 def main() -> int:

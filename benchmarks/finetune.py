@@ -15,20 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import child, data, flops, harness, machine
+from . import child, contest, data, flops, harness, machine
+from .contest import BEST, Job
 from .records import Column, Goal, Result, Run, goal, middle, ratio
 
 COUNT_ROWS = 1024
 CANDIDATES = ("trainer_defaults", "trainer_best", "llmasos_plain", "llmasos")
-# Documented flags that help on a processor. Not among them: torch_compile (the many shapes made it lose by
-# far), dataloader workers (they take a core from the two that train), optim (the default is the fused AdamW).
-BEST = {
-    "bf16": machine.has_bf16(),  # without bf16 units the flag makes a processor slower
-    "train_sampling_strategy": "group_by_length",
-    "per_device_eval_batch_size": 64,
-    "use_cpu": True,
-    "disable_tqdm": True,
-}
+RECIPE: dict[str, Any] = {"epochs": 1, "batch": 32, "rate": 5e-5}
 
 
 def main() -> None:
@@ -133,9 +126,8 @@ def work_of(name: str, work: Path, seed: int, *, count: bool) -> dict[str, Any]:
     if count:
         return counted(CHILDREN[name], name, work)
     train, validation = (work / f"{split}.jsonl" for split in data.SPLITS)
-    output = work / f"model-{name}-{seed}"
-    timed = CHILDREN[name](name, train, validation, output, seed)
-    return {**timed, "quality": data.accuracy(output, data.read(validation))}
+    job = Job(name, train, validation, work / f"model-{name}-{seed}", seed)
+    return {**CHILDREN[name](job), "quality": data.accuracy(job.output, data.read(validation))}
 
 
 def counted(train_once: Callable[..., dict[str, Any]], name: str, work: Path) -> dict[str, Any]:
@@ -146,12 +138,12 @@ def counted(train_once: Callable[..., dict[str, Any]], name: str, work: Path) ->
     rows = data.read(small / "train.jsonl")
     tokens = data.tokens(data.model_folder(), [row["text"] for row in rows])
     with flops.counted() as counter:
-        train_once(name, small / "train.jsonl", small / "validation.jsonl", small / "model", 0)
+        train_once(Job(name, small / "train.jsonl", small / "validation.jsonl", small / "model", 0))
     needed = flops.useful(data.model_folder(), tokens)
     return {"executed_ratio": counter.get_total_flops() / needed, "rows": len(rows)}
 
 
-def trainer(name: str, train: Path, validation: Path, output: Path, seed: int) -> dict[str, Any]:
+def trainer(job: Job) -> dict[str, Any]:
     """Train with transformers.Trainer in the way that its documentation shows."""
     child.require("accelerate")
     start = time.perf_counter()
@@ -168,78 +160,30 @@ def trainer(name: str, train: Path, validation: Path, output: Path, seed: int) -
 
     imports = time.perf_counter() - start
     laps = child.Laps()
-    set_seed(seed)
+    set_seed(job.seed)
     model = AutoModelForSequenceClassification.from_pretrained(data.model_folder(), num_labels=2)
     tokenizer = AutoTokenizer.from_pretrained(data.model_folder())
-    rows = load_dataset("json", data_files={"train": str(train), "validation": str(validation)})
+    rows = load_dataset("json", data_files={"train": str(job.train), "validation": str(job.validation)})
     rows = rows.map(lambda batch: tokenizer(batch["text"], truncation=True), batched=True)
     laps.lap("prepare")
-    arguments = TrainingArguments(
-        output_dir=str(output.with_suffix(".trainer")),
-        num_train_epochs=1,
-        per_device_train_batch_size=32,
-        learning_rate=5e-5,
-        lr_scheduler_type="linear",
-        warmup_steps=0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        seed=seed,
-        **(BEST if name == "trainer_best" else {}),
-    )
     loop = Trainer(
         model=model,
-        args=arguments,
+        args=TrainingArguments(**contest.arguments(job, **RECIPE)),
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
         data_collator=DataCollatorWithPadding(tokenizer=tokenizer),
         processing_class=tokenizer,
         compute_metrics=lambda scored: {"accuracy": float(np.mean(scored[0].argmax(-1) == scored[1]))},
     )
-    loop.train()
-    laps.lap("train")
-    loop.evaluate()
-    laps.lap("evaluate")
-    loop.save_model(str(output))
-    laps.lap("save")
-    return {**laps.values(), "import_seconds": imports}
+    return {**contest.run(loop, laps, lambda: loop.save_model(str(job.output))), "import_seconds": imports}
 
 
-def llmasos(name: str, train: Path, validation: Path, output: Path, seed: int) -> dict[str, Any]:
+def llmasos(job: Job) -> dict[str, Any]:
     """Train with this project, as its README shows; the laps follow the phases that the run reports."""
-    start = time.perf_counter()
-    import datasets
-    import sklearn.metrics
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.models.bert import modeling_bert  # Trainer's import brings what this needs
+    from llmasos import TextClassificationTask
 
-    from llmasos import LLM, TextClassificationTask
-
-    imports = time.perf_counter() - start
-    del (
-        datasets,
-        sklearn,
-        modeling_bert,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )  # imported before the clock starts
-    phases = child.Phases()
-    LLM.from_pretrained(data.MODEL).finetune(
-        TextClassificationTask(num_labels=2),
-        train,
-        eval_data=validation,
-        output=output,
-        progress=phases,
-        epochs=1,
-        batch_size=32,
-        learning_rate=5e-5,
-        schedule="linear",
-        warmup=0.0,
-        weight_decay=0.0,
-        gradient_clip=1.0,
-        seed=seed,
-        speed="plain" if name == "llmasos_plain" else "auto",
-    )
-    return {**phases.values(), "import_seconds": imports}
+    modules = ("sklearn.metrics", "transformers.models.bert.modeling_bert")
+    return contest.llmasos(job, lambda: TextClassificationTask(num_labels=2), modules=modules, **RECIPE)
 
 
 CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {

@@ -27,7 +27,7 @@ SIZE = {
     "pad_token_id": 1,
     "initializer_range": 0.2,
 }
-KINDS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
+KINDS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 LENGTHS = [30, 29, 27, 25, 21, 20, 17, 16, 16, 9, 8, 4, 3, 3, 2, 1]
 
 

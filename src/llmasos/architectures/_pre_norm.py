@@ -1,4 +1,4 @@
-"""One Transformer decoder layer with the norm before each half (Touvron et al. 2023: Llama, Mistral, Qwen2).
+"""One Transformer decoder layer with the norm before each half (Touvron et al. 2023: Llama, Mistral, Qwen).
 
 Forward and backward are written out. RMS norms (Zhang & Sennrich 2019) lose their weights to the products behind
 them, W (w * n) = (W w) n, so that over the tokens only the division by the root mean square is left, and both
@@ -31,6 +31,11 @@ class LayerShape(NamedTuple):
     width: int
     epsilon: float
     scale: float
+
+    @property
+    def turned(self) -> int:
+        """Width of queries and keys together."""
+        return (self.queries + self.keys) * self.width
 
 
 class Turns(NamedTuple):
@@ -77,6 +82,41 @@ class _Product:
             write(self.weights, self.place, folded.mul_(self.norm))
 
 
+class _HeadNorms:
+    """RMS norms of single heads, queries' and keys', as Qwen3 has them."""
+
+    def __init__(self, attention: Any, weights: Weights) -> None:
+        norms = (attention.q_norm, attention.k_norm)
+        self.weights = weights
+        self.factors = [weights.work(norm.weight) for norm in norms]
+        self.places = [weights.gradient(norm.weight) for norm in norms]
+
+    @property
+    def trained(self) -> bool:
+        return any(place is not None for place in self.places)
+
+    def apply(self, qkv: Tensor, shape: LayerShape) -> tuple[Tensor, Tensor]:
+        """Normalise the heads in place; return what the backward pass needs."""
+        heads = qkv[:, : shape.turned].reshape(-1, shape.width)
+        normalized, inverse = _normalized(heads, shape.epsilon)
+        qkv[:, : shape.turned] = (normalized.view(len(qkv), -1, shape.width) * self._factor(shape)).flatten(1)
+        return normalized, inverse
+
+    def back(self, dqkv: Tensor, saved: tuple[Tensor, Tensor], shape: LayerShape) -> None:
+        """Take the gradient of the heads back in place, and leave that of the factors."""
+        normalized, inverse = saved
+        gradient = dqkv[:, : shape.turned].reshape(len(dqkv), -1, shape.width)
+        sums = (gradient * normalized.view_as(gradient)).sum(0)
+        for place, part in zip(self.places, sums.split([shape.queries, shape.keys]), strict=True):
+            write(self.weights, place, part.sum(0))
+        heads = (gradient * self._factor(shape)).view(-1, shape.width)
+        dqkv[:, : shape.turned] = _norm_backward(heads, normalized, inverse).view(len(dqkv), -1)
+
+    def _factor(self, shape: LayerShape) -> Tensor:
+        counts = (shape.queries, shape.keys)
+        return torch.cat([f.expand(count, -1) for f, count in zip(self.factors, counts, strict=True)])
+
+
 class LayerWeights:
     """The four products of a layer, in the precision of the work, with the places of their gradients."""
 
@@ -87,11 +127,13 @@ class LayerWeights:
         self.output = _Product((attention.o_proj,), None, weights)
         self.up = _Product((mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm, weights)
         self.down = _Product((mlp.down_proj,), None, weights)
+        self.heads = _HeadNorms(attention, weights) if hasattr(attention, "q_norm") else None
 
     @property
     def trained(self) -> bool:
         """Whether any of its parameters is."""
-        return any(product.trained for product in (self.qkv, self.output, self.up, self.down))
+        parts = (self.qkv, self.output, self.up, self.down, self.heads)
+        return any(part.trained for part in parts if part is not None)
 
 
 def layout(layer: Any) -> list[tuple[Tensor, ...]]:
@@ -101,6 +143,8 @@ def layout(layer: Any) -> list[tuple[Tensor, ...]]:
     parts = [tuple(linear.weight for linear in projections), (attention.o_proj.weight,)]
     if attention.q_proj.bias is not None:
         parts.append(tuple(linear.bias for linear in projections))
+    if hasattr(attention, "q_norm"):
+        parts += [(attention.q_norm.weight,), (attention.k_norm.weight,)]
     parts += [(mlp.gate_proj.weight, mlp.up_proj.weight), (mlp.down_proj.weight,)]
     return [*parts, (layer.input_layernorm.weight,), (layer.post_attention_layernorm.weight,)]
 
@@ -122,6 +166,7 @@ class _Layer(torch.autograd.Function):
         into_qkv, into_up = w.qkv.folded(), w.up.folded()
         n1, deviation1 = _normalized(x, shape.epsilon)
         qkv = functional.linear(n1, into_qkv, w.qkv.bias)
+        heads = None if w.heads is None else w.heads.apply(qkv, shape)
         context, saved = _attend(qkv, shape, groups, turns, keep=x.requires_grad)
         x1 = torch.addmm(x, context, w.output.matrix.t())
         n2, deviation2 = _normalized(x1, shape.epsilon)
@@ -129,13 +174,16 @@ class _Layer(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=1)
         gated = functional.silu(gate)
         ctx.parts = (
-            w, shape, groups, turns, into_qkv, into_up, n1, deviation1, context, saved, n2, deviation2, gate_up, gated,
+            w, shape, groups, turns, into_qkv, into_up, n1, deviation1, heads, context, saved, n2, deviation2,
+            gate_up, gated,
         )  # fmt: skip
         return torch.addmm(x1, gated * up, w.down.matrix.t())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        w, shape, groups, turns, into_qkv, into_up, n1, dev1, context, saved, n2, dev2, gate_up, gated = ctx.parts
+        w, shape, groups, turns, into_qkv, into_up, n1, dev1, heads, context, saved, n2, dev2, gate_up, gated = (
+            ctx.parts
+        )
         ctx.parts = None  # frees the saved tensors as soon as they are used up
         # second half: down, the gate, up, norm
         gate, up = gate_up.chunk(2, dim=1)
@@ -149,6 +197,8 @@ class _Layer(torch.autograd.Function):
         # first half: output projection, attention, projections, norm
         w.output.leave(dx1, context)
         dqkv = _attend_backward(torch.mm(dx1, w.output.matrix), saved, shape, groups, turns)
+        if w.heads is not None:
+            w.heads.back(dqkv, heads, shape)
         w.qkv.leave(dqkv, n1)
         return _norm_backward(torch.mm(dqkv, into_qkv), n1, dev1, dx1), None, None, None, None
 
@@ -163,11 +213,12 @@ def _normalized(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     return torch.addcmul(x * (inverse - high).to(x.dtype), x, high), inverse
 
 
-def _norm_backward(gradient: Tensor, normalized: Tensor, inverse: Tensor, residual: Tensor) -> Tensor:
-    """Return the gradient before the norm, (dn - n mean(dn n)) / rms, and the residual's."""
+def _norm_backward(gradient: Tensor, normalized: Tensor, inverse: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Return the gradient before the norm, (dn - n mean(dn n)) / rms, and the residual's added to it."""
     mean = (gradient * normalized).sum(-1, keepdim=True, dtype=torch.float32).div_(-gradient.shape[1])
     inner = torch.addcmul(gradient, normalized, mean.to(gradient.dtype))
-    return torch.addcmul(residual, inner, inverse.to(gradient.dtype))
+    inverse = inverse.to(gradient.dtype)
+    return inner.mul_(inverse) if residual is None else torch.addcmul(residual, inner, inverse)
 
 
 # -- attention ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Llama and its relatives whose layers are the same: Mistral and Qwen2.
+"""Llama and its relatives whose layers are the same, Mistral, Qwen2 and Qwen3.
 
 The words' table and the head stay in float32, since their gradients are sums over many tokens; the layers
 between them run in the precision of the work (``_pre_norm.py``).
@@ -16,7 +16,7 @@ from ._embedding import looked_up
 from ._pre_norm import LayerShape, LayerWeights, Turns, decoder_layer, layout
 from .base import Dropout, Pack, Projected, Weights
 
-_TYPES = ("llama", "mistral", "qwen2")
+_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 _TABLE = 256  # positions are tabulated for a multiple of it
 
