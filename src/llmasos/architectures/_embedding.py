@@ -14,14 +14,12 @@ def looked_up(ids: Tensor, table: Any, weights: Weights) -> Tensor:
     """Return the words' states, (len(ids), width), in the precision of the work."""
     if not table.weight.requires_grad:
         return weights.rows(table.weight, ids)
-    return _Rows.apply(ids, table.weight, table.padding_idx, weights, _anchor(ids))  # type: ignore[no-any-return,no-untyped-call]
+    return _Rows.apply(ids, table.weight, table.padding_idx, weights)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, ids: Tensor, parameter: Tensor, padding: int | None, weights: Weights, _anchor: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, ids: Tensor, parameter: Tensor, padding: int | None, weights: Weights) -> Tensor:
         ctx.parts = (ids, parameter, padding, weights)
         return weights.rows(parameter, ids)
 
@@ -31,9 +29,4 @@ class _Rows(torch.autograd.Function):
         if padding is not None and bool((ids == padding).any()):  # torch trains no padding row, not even one in a text
             gradient = gradient.masked_fill((ids == padding)[:, None], 0.0)
         weights.add_rows(parameter, ids, gradient)
-        return None, None, None, None, None
-
-
-def _anchor(like: Tensor) -> Tensor:
-    """Return a scalar that needs a gradient, so that backward reaches a function without tensor inputs."""
-    return torch.zeros((), device=like.device, requires_grad=torch.is_grad_enabled())
+        return None, None, None, None

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .base import Dropout, Group, Weights
+from ._softmax import VECTOR, softmax, softmax_backward
+from .base import Dropout, Group, Weights, write
 
 aten = torch.ops.aten
 
@@ -81,12 +82,6 @@ class LayerWeights:
         if bias is not None:
             total = gradient.sum(0)
             write(self.weights, bias[at], total if scale == 1.0 else total * scale)
-
-
-def write(weights: Weights, place: Tensor | None, value: Tensor) -> None:
-    """Leave a gradient: the first of a step replaces, later ones add."""
-    if place is not None:
-        place.copy_(value) if weights.fresh else place.add_(value)
 
 
 def encoder_layer(
@@ -221,21 +216,6 @@ def _heads(flat: Tensor, group: Group, parts: int, heads: int) -> Tensor:
     return tokens.view(group.rows, group.length, parts, heads, -1).permute(2, 0, 3, 1, 4).contiguous()
 
 
-_VECTOR = 32
-"""Length from which torch's softmax in bfloat16 is vectorised; below, it is quicker through float32."""
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    if scores.shape[-1] < _VECTOR:
-        return torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
-    return torch.softmax(scores, -1)
-
-
-def _softmax_backward(gradient: Tensor, probabilities: Tensor) -> Tensor:
-    """Return the gradient of the scores."""
-    return aten._softmax_backward_data(gradient, probabilities, -1, gradient.dtype)  # type: ignore[no-any-return]
-
-
 def _attend(
     qkv: Tensor,
     queries: Tensor | None,
@@ -259,7 +239,7 @@ def _attend(
         else:
             k, v = _heads(qkv, group, 2, shape.heads)
             q = queries[row : row + group.rows].view(group.rows, shape.heads, 1, -1)
-        if not (keep or dropout) and queries is None and group.length >= _VECTOR:  # torch's kernel is quicker
+        if not (keep or dropout) and queries is None and group.length >= VECTOR:  # torch's kernel is quicker
             bias = None if group.bias is None else group.bias.to(q.dtype)
             out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
             mask = probabilities = None
@@ -268,7 +248,7 @@ def _attend(
             scores = torch.matmul(q, k.transpose(-1, -2))  # (rows, heads, length or 1, length)
             if group.bias is not None:
                 scores = scores.add_(group.bias.to(scores.dtype))
-            probabilities = _softmax(scores)
+            probabilities = softmax(scores)
             mask = dropout.mask(scores.shape, shape.attention_dropout, scores) if dropout else None
             out = torch.matmul(probabilities if mask is None else probabilities * mask, v)
         if mask is not None:
@@ -319,7 +299,7 @@ def _attend_backward(
         dp = torch.matmul(dout, v.transpose(-1, -2))
         if mask is not None:
             dp.mul_(mask)
-        ds = _softmax_backward(dp, probabilities)
+        ds = softmax_backward(dp, probabilities)
         dq = torch.matmul(ds, k).mul_(scale)
         dk = torch.matmul(ds.transpose(-1, -2), q)
         if dqueries is not None:

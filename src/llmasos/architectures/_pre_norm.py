@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ._post_norm import write
-from .base import Group, Weights
+from ._softmax import softmax, softmax_backward
+from .base import Group, Weights, write
 
 aten = torch.ops.aten
 
+_KEPT = 1 << 24
+"""Probabilities that a layer keeps for its backward pass, 32 MB in bfloat16; those beyond it are computed again."""
 _LARGEST = 1 << 24
-"""Scores kept for a backward pass, 32 MB a layer; beyond it torch's kernel computes them again."""
+"""Scores of a group that are computed at once; beyond it torch's kernel works in pieces of its own."""
 
 
 class LayerShape(NamedTuple):
@@ -57,6 +59,8 @@ class _Product:
         self.bias_place = weights.gradient(*(layer.bias for layer in layers)) if biased else None
         self.norm = None if norm is None else weights.work(norm.weight)
         self.norm_place = None if norm is None else weights.gradient(norm.weight)
+        if self.norm is not None and self.place is None and self.norm_place is None:
+            self.matrix, self.norm = self.matrix * self.norm, None  # both stay as they are
 
     @property
     def trained(self) -> bool:
@@ -74,10 +78,9 @@ class _Product:
             if self.place is not None:
                 self.place.addmm_(gradient.t(), inputs, beta=0.0 if self.weights.fresh else 1.0)
             return
-        if self.place is None and self.norm_place is None:
-            return
         folded = torch.mm(gradient.t(), inputs)
-        write(self.weights, self.norm_place, (folded * self.matrix).sum(0))
+        if self.norm_place is not None:
+            write(self.weights, self.norm_place, (folded * self.matrix).sum(0))
         if self.place is not None:
             write(self.weights, self.place, folded.mul_(self.norm))
 
@@ -95,7 +98,7 @@ class _HeadNorms:
     def trained(self) -> bool:
         return any(place is not None for place in self.places)
 
-    def apply(self, qkv: Tensor, shape: LayerShape) -> tuple[Tensor, Tensor]:
+    def normalize(self, qkv: Tensor, shape: LayerShape) -> tuple[Tensor, Tensor]:
         """Normalise the heads in place; return what the backward pass needs."""
         heads = qkv[:, : shape.turned].reshape(-1, shape.width)
         normalized, inverse = _normalized(heads, shape.epsilon)
@@ -106,9 +109,10 @@ class _HeadNorms:
         """Take the gradient of the heads back in place, and leave that of the factors."""
         normalized, inverse = saved
         gradient = dqkv[:, : shape.turned].reshape(len(dqkv), -1, shape.width)
-        sums = (gradient * normalized.view_as(gradient)).sum(0)
-        for place, part in zip(self.places, sums.split([shape.queries, shape.keys]), strict=True):
-            write(self.weights, place, part.sum(0))
+        if self.trained:
+            sums = (gradient * normalized.view_as(gradient)).sum(0)
+            for place, part in zip(self.places, (sums[: shape.queries], sums[shape.queries :]), strict=True):
+                write(self.weights, place, part.sum(0))
         heads = (gradient * self._factor(shape)).view(-1, shape.width)
         dqkv[:, : shape.turned] = _norm_backward(heads, normalized, inverse).view(len(dqkv), -1)
 
@@ -118,7 +122,7 @@ class _HeadNorms:
 
 
 class LayerWeights:
-    """The four products of a layer, in the precision of the work, with the places of their gradients."""
+    """The four products of a layer and the norms of its heads, in the precision of the work; where gradients go."""
 
     def __init__(self, layer: Any, weights: Weights) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -163,27 +167,23 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w: LayerWeights, shape: LayerShape, groups: tuple[Group, ...], turns: Turns
     ) -> Tensor:
-        into_qkv, into_up = w.qkv.folded(), w.up.folded()
-        n1, deviation1 = _normalized(x, shape.epsilon)
-        qkv = functional.linear(n1, into_qkv, w.qkv.bias)
-        heads = None if w.heads is None else w.heads.apply(qkv, shape)
+        n1, inverse1 = _normalized(x, shape.epsilon)
+        qkv = functional.linear(n1, w.qkv.folded(), w.qkv.bias)
+        head_norms = None if w.heads is None else w.heads.normalize(qkv, shape)
         context, saved = _attend(qkv, shape, groups, turns, keep=x.requires_grad)
         x1 = torch.addmm(x, context, w.output.matrix.t())
-        n2, deviation2 = _normalized(x1, shape.epsilon)
-        gate_up = torch.mm(n2, into_up.t())
+        n2, inverse2 = _normalized(x1, shape.epsilon)
+        gate_up = torch.mm(n2, w.up.folded().t())
         gate, up = gate_up.chunk(2, dim=1)
         gated = functional.silu(gate)
         ctx.parts = (
-            w, shape, groups, turns, into_qkv, into_up, n1, deviation1, heads, context, saved, n2, deviation2,
-            gate_up, gated,
+            w, shape, groups, turns, n1, inverse1, head_norms, context, saved, n2, inverse2, gate_up, gated,
         )  # fmt: skip
         return torch.addmm(x1, gated * up, w.down.matrix.t())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        w, shape, groups, turns, into_qkv, into_up, n1, dev1, heads, context, saved, n2, dev2, gate_up, gated = (
-            ctx.parts
-        )
+        w, shape, groups, turns, n1, inverse1, head_norms, context, saved, n2, inverse2, gate_up, gated = ctx.parts
         ctx.parts = None  # frees the saved tensors as soon as they are used up
         # second half: down, the gate, up, norm
         gate, up = gate_up.chunk(2, dim=1)
@@ -193,14 +193,14 @@ class _Layer(torch.autograd.Function):
         aten.silu_backward.grad_input(dinner.mul_(up), gate, grad_input=gate)  # every gradient replaces its value
         up.copy_(gated)
         w.up.leave(gate_up, n2)
-        dx1 = _norm_backward(torch.mm(gate_up, into_up), n2, dev2, gradient)
+        dx1 = _norm_backward(torch.mm(gate_up, w.up.folded()), n2, inverse2, gradient)
         # first half: output projection, attention, projections, norm
         w.output.leave(dx1, context)
         dqkv = _attend_backward(torch.mm(dx1, w.output.matrix), saved, shape, groups, turns)
         if w.heads is not None:
-            w.heads.back(dqkv, heads, shape)
+            w.heads.back(dqkv, head_norms, shape)
         w.qkv.leave(dqkv, n1)
-        return _norm_backward(torch.mm(dqkv, into_qkv), n1, dev1, dx1), None, None, None, None
+        return _norm_backward(torch.mm(dqkv, w.qkv.folded()), n1, inverse1, dx1), None, None, None, None
 
 
 def _normalized(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -244,23 +244,37 @@ def _turn_back(gradient: Tensor, turns: tuple[Tensor, Tensor], out: Tensor) -> N
     out[..., half:].addcmul_(gradient[..., :half], sin[:, :half], value=-1)
 
 
+class _Saved(NamedTuple):
+    """What a group's backward pass needs: ``out`` with its graph where torch's kernel worked."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    probabilities: Tensor | None = None
+    out: Tensor | None = None
+
+
 def _attend(
     qkv: Tensor, shape: LayerShape, groups: tuple[Group, ...], turns: Turns, *, keep: bool
-) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+) -> tuple[Tensor, list[_Saved]]:
     """softmax(Q K^T scale) V over what came before, group by group. Returns (places, hidden) and the saved parts."""
-    hidden = shape.queries * shape.width
-    context = torch.empty((len(qkv), hidden), dtype=qkv.dtype, device=qkv.device)
+    width = shape.queries * shape.width
+    context = torch.empty((len(qkv), width), dtype=qkv.dtype, device=qkv.device)
     context[groups[-1].stop :] = 0.0  # places behind the last row: read by nobody, but they must be finite
-    saved: list[tuple[Tensor, ...]] = []
+    saved: list[_Saved] = []
+    room = _KEPT
     for group in groups:
         tokens = qkv[group.start : group.stop] if group.padded is None else qkv.index_select(0, group.padded)
         heads = tokens.view(group.rows, group.length, -1, shape.width).transpose(1, 2)
         q = _turned(heads[:, : shape.queries], turns.queries)
         k = _turned(heads[:, shape.queries : shape.queries + shape.keys], turns.keys)
         v = heads[:, shape.queries + shape.keys :].contiguous()
-        if keep and _is_small(group, shape, q):
-            out, probabilities = _products(q, k, v)
-            saved.append((q, k, v, probabilities))
+        scores = group.rows * shape.queries * group.length**2
+        if keep and q.device.type == "cpu" and scores <= _LARGEST:  # torch's kernel takes five times as long backward
+            probabilities = _probabilities(q, k)
+            out = torch.bmm(probabilities, _grouped(v, shape.keys)).view(q.shape)
+            room -= scores
+            saved.append(_Saved(q, k, v, probabilities if room >= 0 else None))
         else:
             out, parts = _kernel(q, k, v, keep=keep)
             saved.append(parts)
@@ -268,14 +282,9 @@ def _attend(
             place = context[group.start : group.stop].view(group.rows, group.length, shape.queries, shape.width)
             place.transpose(1, 2).copy_(out)
         else:
-            flat = out.transpose(1, 2).reshape(-1, hidden)
+            flat = out.transpose(1, 2).reshape(-1, width)
             torch.index_select(flat, 0, group.valid, out=context[group.start : group.stop])
     return context, saved
-
-
-def _is_small(group: Group, shape: LayerShape, q: Tensor) -> bool:
-    """Whether products are quicker to train: on a CPU torch's kernel takes five times as long backward."""
-    return q.device.type == "cpu" and group.rows * shape.queries * group.length**2 <= _LARGEST
 
 
 def _grouped(heads: Tensor, keys: int) -> Tensor:
@@ -283,40 +292,38 @@ def _grouped(heads: Tensor, keys: int) -> Tensor:
     return heads.view(heads.shape[0] * keys, -1, heads.shape[-1])
 
 
-def _products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the context, (rows, heads, length, width), and the probabilities."""
+def _probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """Return softmax(Q K^T), nothing looking ahead, (rows * keys, heads / keys * length, length)."""
     keys, length = k.shape[1], k.shape[2]
-    hidden = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
-    hidden = hidden.repeat(q.shape[1] // keys, 1)[None]
-    scores = torch.baddbmm(hidden, _grouped(q, keys), _grouped(k, keys).transpose(1, 2))
-    probabilities = scores.softmax(-1)
-    return torch.bmm(probabilities, _grouped(v, keys)).view(q.shape), probabilities
+    mask = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
+    mask = mask.repeat(q.shape[1] // keys, 1)[None]
+    return softmax(torch.baddbmm(mask, _grouped(q, keys), _grouped(k, keys).transpose(1, 2)))
 
 
-def _products_backward(gradient: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, probabilities = saved
+def _products_backward(gradient: Tensor, saved: _Saved) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, probabilities, _ = saved
     keys = k.shape[1]
+    probabilities = _probabilities(q, k) if probabilities is None else probabilities
     out = _grouped(gradient.contiguous(), keys)
     dv = torch.bmm(probabilities.transpose(1, 2), out)
-    dp = torch.bmm(out, _grouped(v, keys).transpose(1, 2))
-    ds = aten._softmax_backward_data(dp, probabilities, -1, dp.dtype)
+    ds = softmax_backward(torch.bmm(out, _grouped(v, keys).transpose(1, 2)), probabilities)
     dq = torch.bmm(ds, _grouped(k, keys))
     dk = torch.bmm(ds.transpose(1, 2), _grouped(q, keys))
     return dq.view(q.shape), dk.view(k.shape), dv.view(v.shape)
 
 
-def _kernel(q: Tensor, k: Tensor, v: Tensor, *, keep: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The same by torch's kernel; the saved parts are its own graph."""
+def _kernel(q: Tensor, k: Tensor, v: Tensor, *, keep: bool) -> tuple[Tensor, _Saved]:
+    """The same by torch's kernel; what is saved is its own graph."""
     with torch.set_grad_enabled(keep):
         q, k, v = (part.detach().requires_grad_(keep) for part in (q, k, v))
         out = functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=1.0, enable_gqa=q.shape[1] != k.shape[1]
         )
-    return out.detach(), (q, k, v, out)
+    return out.detach(), _Saved(q, k, v, out=out)
 
 
 def _attend_backward(
-    gradient: Tensor, saved: list[tuple[Tensor, ...]], shape: LayerShape, groups: tuple[Group, ...], turns: Turns
+    gradient: Tensor, saved: list[_Saved], shape: LayerShape, groups: tuple[Group, ...], turns: Turns
 ) -> Tensor:
     """Return the gradient of the projections, (places, (queries + 2 keys) width)."""
     heads = shape.queries + 2 * shape.keys
@@ -328,10 +335,10 @@ def _attend_backward(
             rectangle = gradient.new_zeros(group.rows * group.length, gradient.shape[1])
             tokens = rectangle.index_copy_(0, group.valid, tokens)
         dout = tokens.view(group.rows, group.length, shape.queries, shape.width).transpose(1, 2)
-        if parts[3].grad_fn is None:
+        if parts.out is None:
             dq, dk, dv = _products_backward(dout, parts)
         else:
-            dq, dk, dv = torch.autograd.grad(parts[3], parts[:3], dout)
+            dq, dk, dv = torch.autograd.grad(parts.out, parts[:3], dout)
         flat = dqkv[group.start : group.stop]
         if group.valid is not None:
             flat = torch.empty((group.rows * group.length, dqkv.shape[1]), dtype=dqkv.dtype, device=dqkv.device)

@@ -2,7 +2,7 @@
 
 A file beside this one serves one family of architectures. It changes nothing in the transformers
 model: it reads the very same parameters, and whoever uses it first proves on a real batch that it
-computes what transformers computes (``training/fastpath.py``, ``engines/torch.py``). A model of a
+computes what transformers computes (``training/run.py``, ``engines/torch.py``). A model of a
 family without a file here runs transformers' own forward.
 """
 
@@ -170,7 +170,8 @@ class Weights(Protocol):
 
     ``dtype``: the precision of the work. ``work``: the parameters in it, stacked along the first axis.
     ``gradient``: the place for their gradient, of the same shape, or None where they are frozen. ``fresh`` is
-    true while gradients of this step have not been written yet, so that the first write replaces.
+    true while gradients of this step have not been written yet, so that the first write replaces: a forward is followed
+    by its backward before the next one, and every backward pass reaches every trained place.
     """
 
     fresh: bool
@@ -187,6 +188,12 @@ class Weights(Protocol):
 
     def add_rows(self, parameter: torch.Tensor, ids: torch.Tensor, gradient: torch.Tensor) -> None:
         """Add to the gradient of rows of an embedding."""
+
+
+def write(weights: Weights, place: torch.Tensor | None, value: torch.Tensor) -> None:
+    """Leave a gradient: the first of a step replaces, later ones add."""
+    if place is not None:
+        place.copy_(value) if weights.fresh else place.add_(value)
 
 
 class FastForward(Protocol):

@@ -1,7 +1,7 @@
 """Llama and its relatives whose layers are the same, Mistral, Qwen2 and Qwen3.
 
-The words' table and the head stay in float32, since their gradients are sums over many tokens; the layers
-between them run in the precision of the work (``_pre_norm.py``).
+The layers run in the precision of the work (``_pre_norm.py``). So does the product with the head, but its gradient
+and that of the words' table, which are sums over many tokens, are added up in float32.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _LlamaFamily:
             return f"activation {config.hidden_act}"
         if getattr(config, "attention_dropout", 0.0):
             return "its attention drops out"
-        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        if getattr(config, "sliding_window", None):
             return "it attends in a sliding window"
         if config.rope_parameters["rope_type"] not in _FIXED_ROPE:
             return f"its positions are of type {config.rope_parameters['rope_type']}"
@@ -73,7 +73,9 @@ def _unlike(model: Any) -> str | None:
             return "there is an adapter on its layers"
         if any(module.bias is not None for module in (*gates, attention.o_proj, mlp.down_proj)):
             return "its products have biases"
-        if any(len({part.weight.requires_grad for part in parts}) > 1 for parts in (qkv, gates)):
+        biases = [module.bias for module in qkv if module.bias is not None]
+        together = ([module.weight for module in qkv], biases, [module.weight for module in gates])
+        if any(len({parameter.requires_grad for parameter in parameters}) > 1 for parameters in together):
             return "what is one product here is frozen in parts"
     return None
 
@@ -107,6 +109,7 @@ class _LlamaForward:
         norm, head = model.model.norm, model.lm_head.weight
         x = x.index_select(0, pack.read).float()
         x = functional.rms_norm(x, (x.shape[1],), norm.weight, self.shape.epsilon).to(self.weights.dtype)
+        head = head if torch.is_grad_enabled() else head.to(x.dtype)
         return Projected(x, lambda states: functional.linear(states, head.to(states.dtype)), len(head), head)
 
     def _turns(self, length: int, like: Tensor) -> Turns:

@@ -50,7 +50,7 @@ class _Llama:
         config: Any = model.config
         if config.model_type not in _TYPES:
             return f"{config.model_type} is not in this family"
-        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        if getattr(config, "sliding_window", None):
             return "it attends in a sliding window"
         if config.rope_parameters["rope_type"] not in _FIXED_ROPE:
             return f"its positions are of type {config.rope_parameters['rope_type']}"

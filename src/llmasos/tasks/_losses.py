@@ -67,20 +67,22 @@ class _LinearEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         to_hidden = torch.empty_like(hidden)
         to_matrix = torch.zeros_like(matrix) if matrix.requires_grad else None
-        size = max(_LEAST, _CACHED // vocabulary)
+        size = max(_LEAST, _CACHED // vocabulary) // _GRAIN * _GRAIN
         for start in range(0, len(hidden), size):
             here = slice(start, start + size)
-            states, wanted = hidden[here], targets[here, None]
+            wanted = targets[here, None]
+            count = len(wanted)
+            states = functional.pad(hidden[here], (0, 0, 0, -count % _GRAIN))
             chances = torch.mm(states, head.t()).float().log_softmax(-1)
-            total -= (1.0 - smoothing) * chances.gather(1, wanted).sum()
+            total -= (1.0 - smoothing) * chances[:count].gather(1, wanted).sum()
             if smoothing:
-                total -= smoothing * chances.mean(-1).sum()
+                total -= smoothing * chances[:count].mean(-1).sum()
             slope = chances.exp_()
-            slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, smoothing - 1.0))
+            slope[:count].scatter_add_(1, wanted, slope.new_full(wanted.shape, smoothing - 1.0))
             slope = (slope.sub_(smoothing / vocabulary) if smoothing else slope).to(hidden.dtype)
-            torch.mm(slope, head, out=to_hidden[here])
+            to_hidden[here] = torch.mm(slope, head)[:count]
             if to_matrix is not None:
-                to_matrix += torch.mm(slope.t(), states)
+                to_matrix += torch.mm(slope.t(), states)  # what fills states up is zero
         ctx.parts = (to_hidden, to_matrix)
         return total
 
@@ -91,8 +93,9 @@ class _LinearEntropy(torch.autograd.Function):
         return to_hidden.mul_(gradient), None if to_matrix is None else to_matrix.mul_(gradient), None, None
 
 
-_LEAST, _CACHED = 256, 1 << 22
-"""Places at a time: as many as keep 16 MB of logits, and enough for the product."""
+_LEAST, _CACHED, _GRAIN = 256, 1 << 22, 32
+"""Places at a time: as many as keep 16 MB of logits, but enough for the product, and a multiple, so that its shapes
+recur."""
 
 
 def _losses(outputs: Tensor | Projected, targets: Tensor, smoothing: float) -> list[Tensor]:

@@ -264,6 +264,8 @@ def layer_scales(model: nn.Module, decay: float) -> dict[int, float]:
     last layer ``decay``, the layer below ``decay`` squared, the embeddings one more.
     """
     names = dict(model.named_parameters())
+    whole: Any = model
+    table = getattr(whole.get_input_embeddings(), "weight", None)
     depth = max((n for name in names for n in _layer_numbers(name)), default=-1) + 1
     scales = {}
     for name, parameter in names.items():
@@ -271,8 +273,15 @@ def layer_scales(model: nn.Module, decay: float) -> dict[int, float]:
         if layer is not None:
             scales[id(parameter)] = decay ** (depth - layer)
         else:
-            scales[id(parameter)] = decay ** (depth + 1) if "embeddings" in name else 1.0
+            first = "embeddings" in name or (parameter is table and not _is_head(whole, table))
+            scales[id(parameter)] = decay ** (depth + 1) if first else 1.0
     return scales
+
+
+def _is_head(model: Any, table: Tensor) -> bool:
+    """Say whether a decoder's table of words is also its head."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is table
 
 
 def _layer_numbers(name: str) -> Iterator[int]:

@@ -113,7 +113,7 @@ class Stepper:
 
     def __init__(self, model: Any, setup: Setup) -> None:
         self.setup = setup
-        noise = setup.task.output == "vocabulary"  # it may bring tokens that the texts lack
+        noise = type(setup.task).noised is not Task.noised  # it may bring tokens that the texts lack
         rows_alone = setup.architecture is not None and not setup.architecture.autocast and not noise
         self.parameters = Parameters(
             model,
