@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file
 
 from hub_server import Hub
-from llmasos import LLM, TextClassificationTask
+from llmasos import LLM, TextClassificationTask, loading
 from llmasos.architectures import _adapters, _proof
 from llmasos.architectures.base import find
 from llmasos.cli import main
@@ -474,6 +474,19 @@ def test_four_bits_need_bitsandbytes_and_are_nf4(monkeypatch):
     monkeypatch.setattr(transformers.BitsAndBytesConfig, "post_init", lambda _: None)  # asks for the package's version
     asked = adapters.loading_options(config, gpu)["quantization_config"]
     assert (asked.load_in_4bit, asked.bnb_4bit_quant_type, asked.bnb_4bit_use_double_quant) == (True, "nf4", True)
+
+
+def test_an_adapter_that_goes_on_opens_its_base_as_asked(folder, monkeypatch):
+    asked, opened = [], loading._opened
+    monkeypatch.setattr(loading, "_opened", lambda *a: asked.append(a[-1]) or opened(*a[:-1], {}))
+    loading.load_model(folder, LLM.from_pretrained(folder).task, quantization_config="four bits")
+    assert asked == [{"quantization_config": "four bits"}]
+
+
+def test_four_bits_are_not_asked_of_a_model_that_is_in_memory_already(folder):
+    model = LLM.from_pretrained(folder)
+    with pytest.raises(UsageError, match="the model in memory is in float32"):
+        adapters.refuse_unsaved(model.model, FinetuneConfig(adapter="lora", base_precision="4bit"))
 
 
 @pytest.mark.parametrize(

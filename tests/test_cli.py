@@ -149,6 +149,11 @@ def test_tasks_lists_fields_and_options(run):
     tasks = {task["name"]: task for task in json.loads(run("tasks", "--json")[1])["tasks"]}
     assert set(tasks) == set(plugins.names("tasks"))
     assert all(task["default_metric"] in task["metrics"] for task in tasks.values())
+    assert {"pass@1", "pass@10"} <= set(tasks["code-generation"]["metrics"])
+    assert {"spearman", "mrr", "accuracy"} <= set(tasks["sentence-similarity"]["metrics"])
+    assert {"bleu", "chrf"} <= set(tasks["translation"]["metrics"])
+    assert "CoNLL files" in tasks["token-classification"]["data"]
+    assert all(".jsonl" in task["data"] for task in tasks.values())
     task = tasks["text-classification"]
     assert task["name"] == "text-classification"
     assert [field["name"] for field in task["fields"]] == ["text", "text_pair", "label"]

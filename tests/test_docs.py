@@ -50,6 +50,9 @@ ROWS = {
                             "answers": {"text": ["Ada"], "answer_start": [len(str(i)) + 4]}},
     "pairs": lambda i: {"sentence1": f"parcel {i}", "sentence2": f"order {i % 5}", "score": i % 5},
     "phrases": lambda i: {"en": f"house {i}", "de": f"Haus {i}"},
+    "articles": lambda i: {"document": f"The bridge {i} is old. It is closed.", "summary": f"Bridge {i} closed."},
+    "programs": lambda i: {"prompt": f"Add {i}.", "completion": f"def f(x):\n    return x + {i}"},
+    "preferences": lambda i: {"prompt": f"Where is {i}?", "chosen": "On its way.", "rejected": "No idea."},
     "chats": lambda i: {"instruction": f"Do you ship to {i}?", "output": "We do."},
 }  # fmt: skip
 """What the front page's files hold."""
@@ -70,6 +73,7 @@ def reader(hub, tmp_path, monkeypatch) -> dict[str, object]:
     Path("unlabelled.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text, _ in rows[:4]))
     for name, row in ROWS.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(24)))
+    Path("book.txt").write_text("".join(f"Line {i} of the book.\n" for i in range(60)))
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     return vars(module) | {"train_data": rows, "test_data": [text for text, _ in rows]}

@@ -8,7 +8,7 @@ import torch
 
 from llmasos import LLM
 from llmasos.core.config import GenerateConfig
-from llmasos.core.errors import BundleError, MissingExtraError, UsageError
+from llmasos.core.errors import BundleError, DataError, MissingExtraError, UsageError
 from llmasos.generation.generator import Generator
 from writers import END, PAD, START, byte_tokenizer, save_writer, tiny_writer
 
@@ -416,6 +416,85 @@ def test_what_the_task_settles_is_kept_and_the_user_goes_before_it(translator, m
 def test_an_evaluation_scores_the_written_answers(translator):
     report = translator.evaluate(ROWS, precision="float32", threads=1)
     assert "bleu" in {name.lower() for name in report.metrics}
+
+
+def test_an_evaluation_writes_as_it_is_told_and_says_what_had_no_room(translator):
+    from llmasos.core.events import Note
+
+    asked, notes = [], []
+    written = translator._written
+    translator._written = lambda rows, options, cut=None: asked.append(dict(options)) or written(rows, options, cut)
+    try:
+        options = {"num_beams": 2, "max_new_tokens": 3, "seed": 5, "precision": "float32", "threads": 1}
+        translator.evaluate(ROWS, progress=lambda e: notes.append(e.text) if isinstance(e, Note) else None, **options)
+    finally:
+        del translator._written
+    assert asked[0].items() >= options.items()
+    short = sum(answer.finish_reason == "length" for answer in translator.predict(ROWS, **options))
+    assert short > 0
+    assert f"{short} of {len(ROWS)} answers had no room to end; a larger max_new_tokens gives it" in notes
+
+
+@pytest.mark.parametrize("wrong", [{"num_beams": 0}, {"top_p": 0.5}, {"beams": 2}])
+def test_an_evaluation_refuses_a_wrong_way_to_write_before_it_begins(translator, wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        translator.evaluate(ROWS, **wrong)
+
+
+def test_a_source_that_is_too_long_is_cut_only_where_that_is_allowed(translator):
+    long = {"source": "one two " * 40, "target": "1"}
+    rows = [{**long, "source": "one"}, long]
+    with pytest.raises(DataError, match="1 of 2 texts are longer than 16 tokens, the first is row 2"):
+        translator.predict(rows, max_length=16, **GREEDY)
+    notes = []
+    answers = translator.predict(
+        rows, max_length=16, allow_truncated=0.5, progress=lambda note: notes.append(note.text), **GREEDY
+    )
+    shorter = translator.task.prompt(long, translator.tokenizer, 16)
+    whole = translator.task.prompt(long, translator.tokenizer)
+    assert shorter[:-1] == whole[: len(shorter) - 1]
+    assert shorter[-1] == whole[-1]  # the end of a text, as the tokenizer writes it
+    (generator,) = translator._generators.values()
+    assert answers[1].text == generator.answers([shorter], GenerateConfig.of(GREEDY))[0].text.strip()
+    assert f"1 text was cut to 16 tokens ({len(whole) - len(shorter)} tokens were not seen)" in notes[0]
+
+
+def test_an_evaluation_cuts_what_it_scores_alike(translator):
+    rows = [*ROWS, {"source": "one two " * 40, "target": "1"}]
+    report = translator.evaluate(rows, max_length=16, precision="float32", threads=1, max_new_tokens=4)
+    assert report.rows == len(rows)
+    with pytest.raises(DataError):
+        translator.evaluate(rows, max_length=16, allow_truncated=0.0, precision="float32", threads=1)
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+def test_the_commands_of_tuned_models_take_the_options_of_writing(verb, monkeypatch, tmp_path):
+    from llmasos.cli import main
+
+    asked = {}
+    (tmp_path / "rows.jsonl").write_text('{"source": "one", "target": "1"}\n')
+
+    class Stand:
+        task, ref = None, "stand"
+
+        def evaluate(self, data, **options):
+            asked.update(options)
+            raise UsageError("enough", hint="it was asked")
+
+        def predict(self, rows, **options):
+            asked.update(options)
+            raise UsageError("enough", hint="it was asked")
+
+    from llmasos import TranslationTask
+
+    Stand.task = TranslationTask()
+    monkeypatch.setattr(LLM, "from_pretrained", classmethod(lambda cls, ref: Stand()))
+    words = [verb, "folder", "--data", str(tmp_path / "rows.jsonl"), "--num-beams", "4", "--max-length", "64"]
+    assert main(words) != 0
+    assert (asked["num_beams"], asked["max_length"]) == ("4", "64")
+    asked.clear()
+    assert main([*words, "--temperature", "warm"]) != 0
+    assert not asked  # told before the model is opened
 
 
 def test_the_command_writes_json(folders, capsys):

@@ -246,3 +246,11 @@ def test_a_pair_of_which_one_answer_is_cut_away_is_left_out(folder):
     task, _ = PreferenceTask().fitted([row], tokenizer)
     encoding = task.encode([row, ROWS[0]], tokenizer, 40)
     assert (encoding.rows, encoding.problems[0].drop) == ([1], True)
+
+
+def test_an_adapter_is_merged_on_pairs_that_compare_with_the_model_before(folder):
+    model = LLM.from_pretrained(folder)
+    model.finetune(PreferenceTask(), ROWS, eval_data=ROWS, adapter="lora", epochs=1, **QUICK)
+    found = model.merge(ROWS)
+    assert found.before == pytest.approx(found.after, abs=1e-6)
+    assert found.rows == len(ROWS)

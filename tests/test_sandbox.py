@@ -27,6 +27,7 @@ def test_a_program_that_ends_passes():
         ("import os; os._exit(0)", "ended early"),
         ("x = bytearray(1 << 31)", "MemoryError"),
         ("open('big', 'wb').write(b'x' * (1 << 25))", "File too large|No space left|ended early"),
+        ("while True: print('x' * 100_000)", "File too large|ended early"),
         ("import socket; socket.create_connection(('127.0.0.1', 22), 1)", "unreachable|refused"),
         ("import os; os.kill(os.getppid(), 0) if os.getppid() else 1 / 0", "ZeroDivisionError"),
         ("import os, pathlib; pathlib.Path(os.__file__).touch()", "Read-only file system"),

@@ -13,7 +13,7 @@ from typing import Any
 from llmasos.cli import VERBS, command_of, examples_of
 from llmasos.cli.options import OWN, argument_lines
 from llmasos.core import plugins
-from llmasos.core.config import Config, FinetuneConfig, GenerateConfig, PredictConfig
+from llmasos.core.config import Config, FinetuneConfig, PredictConfig, WriteConfig
 
 HERE = Path(__file__).resolve().parent
 MADE = "<!-- Made by docs/reference/generate.py: change the code, then run it. -->\n\n"
@@ -63,7 +63,9 @@ A recipe may also hold {own}.
 {_config(PredictConfig)}
 ## generate, and predict where answers are written
 
-{_config(GenerateConfig)}{tasks}"""
+{_config(WriteConfig)}
+The last two are those of `predict` and `evaluate` alone.
+{tasks}"""
 
 
 def _verb(verb: str) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Events
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
-from .core.config import Config, EvaluateConfig, FinetuneConfig, GenerateConfig, PredictConfig, read_recipe
+from .core.config import Config, EvaluateConfig, FinetuneConfig, GenerateConfig, PredictConfig, WriteConfig, read_recipe
 from .core.errors import BundleError, LLMasOSError, NotFittedError, TrainingError, TruncatedWarning, UsageError
 from .core.events import Event
 from .data.files import FORMATS
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .engines.torch import TorchEngine
     from .generation.generator import Generator
     from .metrics.base import Report
+    from .prediction import Cut
     from .sources.base import Located
     from .training.merging import Merge
     from .training.plan import Plan
@@ -220,7 +222,7 @@ class LLM:
             columns: task field -> column, where names are not found by themselves.
             progress: a function that is called at the end with a note about texts that were cut; without it,
                 that is a ``TruncatedWarning``.
-            **options: fields of ``PredictConfig``, or of ``GenerateConfig`` where the model writes its answers.
+            **options: fields of ``PredictConfig``, or of ``WriteConfig`` where the model writes its answers.
 
         Returns:
             One prediction for a text or row, a list for a list or table, an iterator in order for an iterator
@@ -322,10 +324,20 @@ class LLM:
     ) -> Report:
         """Score the model on labelled rows.
 
+        Args:
+            data: rows, in any form that docs/guides/data.md lists.
+            columns: task field -> column, where names are not found by themselves.
+            progress: show progress on the terminal, or a function that is called with each event.
+            **options: fields of ``EvaluateConfig``, and of ``WriteConfig`` where written answers are scored.
+
         Returns:
             Metrics with 95 % intervals, the baseline of a trivial answer, per-class values, the confusion matrix.
         """
-        return _followed(self._evaluation(data, columns, _options(EvaluateConfig, None, options)), progress)  # type: ignore[no-any-return]
+        writing = _writing(options) if self._fitted().scores_answers else {}
+        scoring = {name: value for name, value in options.items() if name not in writing}
+        config = _options(EvaluateConfig, None, scoring)
+        self._write_config(writing)  # what is wrong is told before anything is computed
+        return _followed(self._evaluation(data, columns, config, writing), progress)  # type: ignore[no-any-return]
 
     def merge(self, data: Any = None, *, columns: Mapping[str, str] | None = None, tolerance: float = 0.0) -> Merge:
         """Fold the adapter into its base: from here on this is a plain model, and saves as one.
@@ -345,7 +357,10 @@ class LLM:
         from .training.merging import merge
 
         task, length = self._fitted(), self._max_length(PredictConfig())
-        merged = merge(self.model, task, self.tokenizer, length, data, columns=columns, tolerance=tolerance)
+        merged = merge(
+            self.model, task, self.tokenizer, length, data, columns=columns, tolerance=tolerance,
+            untrained=lambda: self._untrained(task, PredictConfig(precision="float32")),
+        )  # fmt: skip
         self._engines.clear()
         self._generators.clear()
         self._encoder = None
@@ -436,15 +451,18 @@ class LLM:
             self._generators = {key: opened(model, self.tokenizer, self.located.path, config)}
         return self._generators[key]
 
-    def _written(self, rows: Iterable[Row], options: Mapping[str, Any]) -> Iterator[Any]:
+    def _written(self, rows: Iterable[Row], options: Mapping[str, Any], cut: Cut | None = None) -> Iterator[Any]:
         """Yield the answers that the model writes to rows; ``options`` go before what the task settles."""
         from .prediction import written
 
-        task = self._fitted()
-        settled = task.generation(self.tokenizer)
+        config, more = self._write_config(options)
+        return written(self._generator(config), self._fitted(), rows, config, more, cut=cut)
+
+    def _write_config(self, options: Mapping[str, Any]) -> tuple[WriteConfig, dict[str, Any]]:
+        """Return how answers are written, and what the generator is told besides."""
+        settled = self._fitted().generation(self.tokenizer)
         more = {name: settled.pop(name) for name in ("first_token",) if name in settled}
-        config = _options(GenerateConfig, None, {**settled, **options})
-        return written(self._generator(config), task, rows, config, more)
+        return _options(WriteConfig, None, {**settled, **options}), more
 
     def _untrained(self, task: Task, config: PredictConfig) -> TorchEngine:
         """Return what runs the model as it was before its training."""
@@ -476,19 +494,21 @@ class LLM:
         from .data.dataset import stream
         from .prediction import Cut, predict
 
-        if self._fitted().generates:
-            return self._written(stream(data, self._fitted().fields, columns=columns), options)
-        task, cut, length = self._fitted(), Cut(), self._max_length(config)
-        answers = predict(
-            self._engine(config), task, self.tokenizer, stream(data, task.fields, columns=columns),
-            max_length=length, batch_size=config.batch_size, allow_truncated=config.allow_truncated, cut=cut,
-        )  # fmt: skip
+        task, cut = self._fitted(), Cut()
+        rows = stream(data, task.fields, columns=columns)
+        if task.generates:
+            answers = self._written(rows, options, cut)
+        else:
+            answers = predict(
+                self._engine(config), task, self.tokenizer, rows, max_length=self._max_length(config),
+                batch_size=config.batch_size, allow_truncated=config.allow_truncated, cut=cut,
+            )  # fmt: skip
 
         def told() -> Iterator[Any]:
             yield from answers
             if cut.rows:
-                rows = "1 text was" if cut.rows == 1 else f"{cut.rows} texts were"
-                text = (f"{rows} cut to {length} tokens ({cut.tokens} tokens were not seen), the first is row "
+                texts = "1 text was" if cut.rows == 1 else f"{cut.rows} texts were"
+                text = (f"{texts} cut to {cut.length} tokens ({cut.tokens} tokens were not seen), the first is row "
                         f"{cut.first}; allow_truncated=0 refuses them")  # fmt: skip
                 if progress is None:
                     warnings.warn(text, TruncatedWarning, stacklevel=3)
@@ -498,7 +518,7 @@ class LLM:
         return told()
 
     def _evaluation(
-        self, data: Any, columns: Mapping[str, str] | None, config: EvaluateConfig
+        self, data: Any, columns: Mapping[str, str] | None, config: EvaluateConfig, writing: Mapping[str, Any]
     ) -> Events[Event, None, Report]:
         from .core.events import Note, Phase, Progress
         from .data.dataset import read
@@ -528,10 +548,18 @@ class LLM:
         if task.scores_answers:
             used = rows.rows(sorted(set(encoded.rows.tolist())))
             yield Phase("write answers", len(used))
-            same = {name: getattr(config, name) for name in ("precision", "speed", "device", "threads")}
-            for seed in range(task.answers_per_row):
-                task.score_answers(scorer, list(self._written(used, {**same, "seed": seed})), used)
+            same = ("precision", "speed", "device", "threads", "max_length", "allow_truncated")
+            how = {**{name: getattr(config, name) for name in same}, **writing}
+            first, unfinished = int(how.pop("seed", 0)), 0
+            for number in range(task.answers_per_row):
+                answers = list(self._written(used, {**how, "seed": first + number}))
+                unfinished += sum(getattr(answer, "finish_reason", "") == "length" for answer in answers)
+                task.score_answers(scorer, answers, used)
             yield Progress(len(used))
+            if unfinished:
+                whole = task.answers_per_row * len(used)
+                text = f"{unfinished} of {whole} answers had no room to end; a larger max_new_tokens gives it"
+                yield Note(text, "warning")
         return scorer.report()
 
 
@@ -540,6 +568,12 @@ _LINEAGE = ("base", "data", "max_length")
 
 def _options(kind: type[Config], recipe: str | Path | None, options: Mapping[str, Any]) -> Any:
     return kind.of({**(read_recipe(recipe) if recipe else {}), **options})
+
+
+def _writing(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options that only say how answers are written."""
+    scoring = {item.name for item in fields(EvaluateConfig)}
+    return {item.name: options[item.name] for item in fields(WriteConfig) if item.name in options.keys() - scoring}
 
 
 def _saved_task(content: Any, folder: Path) -> Task:

@@ -94,7 +94,7 @@ def load_model(
     """
     bundle.check_folder(folder)
     if bundle.is_adapter(folder):
-        model, fresh = _adapted(folder, task, seed, known, base)
+        model, fresh = _adapted(folder, task, seed, known, base, options)
     else:
         model, fresh = _opened(folder, task, seed, known, options)
     if complete and fresh:
@@ -155,12 +155,14 @@ def _opened(folder: Path, task: Task, seed: int, known: Task | None, options: di
     return model, fresh
 
 
-def _adapted(folder: Path, task: Task, seed: int, known: Task | None, base: str | Path | None) -> tuple[Any, list[str]]:
+def _adapted(
+    folder: Path, task: Task, seed: int, known: Task | None, base: str | Path | None, options: dict[str, Any]
+) -> tuple[Any, list[str]]:
     """Open an adapter's base, after making sure that it is the one, and put the adapter on it."""
     import torch
 
     adapter = Adapter.read(folder)
-    model, fresh = _opened(_base_of(folder, adapter, base), task, seed, None, {})
+    model, fresh = _opened(_base_of(folder, adapter, base), task, seed, None, options)
     grow(model, getattr(load_config(folder), "vocab_size", 0), seed)
     same = known is None or known.head_config() == task.head_config()
     with torch.random.fork_rng(devices=[]):

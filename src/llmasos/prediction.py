@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
-from .core.config import GenerateConfig
+from .core.config import WriteConfig
 from .core.errors import DataError
 from .data.encoding import flattened
 from .engines.base import Engine
@@ -33,6 +33,8 @@ class Cut:
     tokens: int = 0
     first: int | None = None
     """Number of the first such row, from 1."""
+    length: int = 0
+    """What they were cut to."""
 
 
 def predict(
@@ -77,7 +79,13 @@ def predict(
 
 
 def written(
-    generator: Generator, task: Task, rows: Iterable[Row], config: GenerateConfig, options: Mapping[str, Any]
+    generator: Generator,
+    task: Task,
+    rows: Iterable[Row],
+    config: WriteConfig,
+    options: Mapping[str, Any],
+    *,
+    cut: Cut | None = None,
 ) -> Iterator[Any]:
     """Yield the answer that the model writes to each row, in order.
 
@@ -87,18 +95,38 @@ def written(
         rows: read as they are needed.
         config: how to write.
         options: for ``Generator.answers``.
+        cut: filled as the rows go by.
 
     Raises:
-        DataError: a row makes no prompt.
-        UsageError: a prompt does not fit; nothing is cut.
+        DataError: a row makes no prompt, or more sources than allowed are longer than ``max_length``.
+        UsageError: a prompt does not fit.
     """
-    rows, done = iter(rows), 0
+    rows, done, cut = iter(rows), 0, cut if cut is not None else Cut()
+    longest = _longest(generator, config) if task.cuts_prompts else None
     while block := list(islice(rows, 8 * config.batch_size)):
         _check({i: p for i, row in enumerate(block) if (p := task.problem(row, labelled=False))}, done)
         prompts = [_prompt(task, row, generator.tokenizer, done + i + 1) for i, row in enumerate(block)]
+        if longest is not None and any(len(prompt) > longest for prompt in prompts):
+            whole = [len(prompt) for prompt in prompts]
+            prompts = [
+                prompt if len(prompt) <= longest else task.prompt(row, generator.tokenizer, longest)
+                for row, prompt in zip(block, prompts, strict=True)
+            ]
+            shorter = [length - len(prompt) for length, prompt in zip(whole, prompts, strict=True)]
+            _note(cut, shorter, done, longest, config.allow_truncated)
         answers = generator.answers(prompts, config, **options)
         yield from (task.answer(row, answer) for row, answer in zip(block, answers, strict=True))
         done += len(block)
+
+
+def _longest(generator: Generator, config: WriteConfig) -> int | None:
+    """Return the longest prompt in tokens; None leaves it to the generator to refuse what does not fit."""
+    if config.max_length is None and config.allow_truncated == 0.0:
+        return None
+    most = generator.limit
+    if not generator.encodes:  # prompt and answer are one sequence
+        most -= min(256, most // 2) if config.max_new_tokens is None else config.max_new_tokens
+    return min(most, config.max_length or most)
 
 
 def _prompt(task: Task, row: Row, tokenizer: Any, number: int) -> list[int]:
@@ -127,5 +155,5 @@ def _note(cut: Cut, truncated: list[int], done: int, max_length: int, allowed: f
             f"{done + long[0] + 1}",
             hint="a larger max_length (the model's limit permitting), or a larger allow_truncated",
         )
-    cut.rows, cut.tokens = cut.rows + len(long), cut.tokens + sum(truncated)
+    cut.rows, cut.tokens, cut.length = cut.rows + len(long), cut.tokens + sum(truncated), max_length
     cut.first = done + long[0] + 1 if cut.first is None else cut.first

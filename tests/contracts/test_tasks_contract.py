@@ -17,7 +17,7 @@ import torch
 from llmasos import LLM
 from llmasos.architectures._plain import transformers_outputs
 from llmasos.core import plugins
-from llmasos.core.config import GenerateConfig
+from llmasos.core.config import WriteConfig
 from llmasos.data.batching import Batch, encoded, gather, split
 from llmasos.data.dataset import read
 from llmasos.data.encoding import Encoded, encode, flattened
@@ -264,7 +264,7 @@ def answers_of(case: Case, rows: list[Any], scale: float = 1.0) -> list[Any]:
     if case.task.generates:
         settled = case.task.generation(case.tokenizer)
         first = {name: settled.pop(name) for name in ("first_token",) if name in settled}
-        config = GenerateConfig(**{**settled, "max_new_tokens": 4})
+        config = WriteConfig(**{**settled, "max_new_tokens": 4})
         return list(written(Generator(case.model, case.tokenizer, LENGTH), case.task, rows, config, first))
     encoding = case.task.encode(rows, case.tokenizer, LENGTH, labelled=False)
     part = flattened(encoding, case.task.group)

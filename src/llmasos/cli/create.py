@@ -18,7 +18,8 @@ def run(
     config: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG", help="llama-4m, llama-10m, llama-30m, llama-100m, bert-10m, or a config.json of your own"
+            metavar="CONFIG",
+            help="llama-4m, llama-10m, llama-30m, llama-100m, bert-10m, marian-7m, or a config.json of your own",
         ),
     ],
     *,

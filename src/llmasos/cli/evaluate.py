@@ -6,19 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.config import EvaluateConfig
+from ..core.config import EvaluateConfig, WriteConfig
 from ..progress import render
-from .options import Columns, config_flags, parse_columns, with_flags
+from .options import Columns, check, config_flags, parse_columns, with_flags, writing_flags
 from .output import AsJson, say, show_json, show_report
 
 EXAMPLES = """
 llmasos evaluate my-model --data test.jsonl
 llmasos evaluate my-model --data test.csv --columns text=review --columns label=stars
+llmasos evaluate my-translator --data test.jsonl --num-beams 4 --max-new-tokens 128
 llmasos evaluate my-model --data test.jsonl --json
 """
 
 
-@with_flags(*config_flags(EvaluateConfig))
+@with_flags(*config_flags(EvaluateConfig), *writing_flags(EvaluateConfig))
 def run(
     model: Annotated[str, typer.Argument(metavar="DIR", help="folder of a tuned model")],
     *,
@@ -32,7 +33,7 @@ def run(
     Each metric has a 95 % bootstrap interval, and beside it, as baseline, the score of a trivial answer: for
     classes, always the most common one. Labels with the lowest f1 come first.
     """
-    EvaluateConfig.of(options)
+    check(options, EvaluateConfig, WriteConfig)
     mapping = parse_columns(columns)
     from ..llm import LLM
 

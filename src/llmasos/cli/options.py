@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core import plugins
-from ..core.config import Config, FinetuneConfig, parse_settings, read_recipe
+from ..core.config import Config, FinetuneConfig, WriteConfig, parse_settings, read_recipe
 from ..core.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def with_flags(*flags: inspect.Parameter) -> Callable[[Callable[..., Any]], Call
 
 def job_flags() -> list[inspect.Parameter]:
     """Make the flags that say what is tuned, on what: MODEL, --task, --data and so on."""
-    argument = typer.Argument(metavar="MODEL", help="a Hub name, a folder, or pkg:NAME of an installed package",
-                              show_default=False)  # fmt: skip
+    places = "a Hub name, a folder, pkg:NAME of an installed package, or starter-chat"
+    argument = typer.Argument(metavar="MODEL", help=places, show_default=False)
     model = inspect.Parameter(
         "model", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, argument]
     )
@@ -92,7 +92,7 @@ def job_flags() -> list[inspect.Parameter]:
     return [
         model,
         _flag("task", str, f"what the model is tuned for (default {DEFAULT_TASK})", "|".join(tasks)),
-        _flag("data", str, "training data: .jsonl, .json, .csv, .tsv or .parquet, each also .gz", "FILE"),
+        _flag("data", str, "training data: .jsonl, .json, .csv, .tsv, .parquet, .txt or CoNLL, each also .gz", "FILE"),
         _flag("eval_data", str, "validation data; a part of the training data if not given", "FILE"),
         inspect.Parameter("columns", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Columns),
         _flag("revision", str, "the model's revision on the Hub", "TEXT"),
@@ -110,6 +110,23 @@ def config_flags(
         metavar = "|".join(field.metadata["choices"]) or _metavar(hints[field.name])
         out.append(_flag(field.name, str, field.metadata["help"] + default, metavar, panel))
     return out
+
+
+def writing_flags(config: type[Config]) -> list[inspect.Parameter]:
+    """Make the flags of ``WriteConfig`` beside those of a configuration that has some of them already."""
+    return config_flags(WriteConfig, without=names_of(config), panel="Options of tasks that write their answers")
+
+
+def names_of(config: type[Config]) -> tuple[str, ...]:
+    """Return the names of a configuration's options."""
+    return tuple(field.name for field in dataclasses.fields(config))
+
+
+def check(options: Mapping[str, Any], *configs: type[Config]) -> None:
+    """Check options before a model is opened, each by the first configuration that has it."""
+    left = dict(options)
+    for config in configs:
+        config.of({name: left.pop(name) for name in names_of(config) if name in left})
 
 
 def task_flags() -> list[inspect.Parameter]:

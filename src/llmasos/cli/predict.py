@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 import typer
 
 from ..core.atomic import full_disk
-from ..core.config import PredictConfig
+from ..core.config import PredictConfig, WriteConfig
 from ..core.errors import DataError, NotFittedError, UsageError
 from ..core.events import Event, Note
 from ..progress import duration
-from .options import Columns, config_flags, parse_columns, with_flags
+from .options import Columns, check, config_flags, parse_columns, with_flags, writing_flags
 from .output import AsJson, say, show_json
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 llmasos predict my-model "Where is my parcel?" "I cannot log in"
 llmasos predict my-model --data in.jsonl --output out.jsonl
+llmasos predict my-translator "Good morning" --num-beams 4
 cat messages.txt | llmasos predict my-model > answers.jsonl
 """
 
@@ -56,7 +57,7 @@ class Written(NamedTuple):
     labels: Counter[str]
 
 
-@with_flags(*config_flags(PredictConfig))
+@with_flags(*config_flags(PredictConfig), *writing_flags(PredictConfig))
 def run(
     model: Annotated[str, typer.Argument(metavar="DIR", help="folder of a tuned model")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="texts to answer")] = None,
@@ -76,7 +77,7 @@ def run(
     output as they come: readable on a terminal, else one JSON object a line. With --json they are
     collected into one document.
     """
-    PredictConfig.of(options)
+    check(options, PredictConfig, WriteConfig)
     mapping = parse_columns(columns)
     if data and texts:
         raise UsageError("texts and --data are both given", hint="pass one of them")

@@ -151,7 +151,10 @@ class PredictConfig(Config):
 
     batch_size: int = option(64, "texts computed at once; the labels do not depend on it", least=1)
     max_length: int | None = option(None, "longest text in tokens; the model's limit if not given", least=8)
-    allow_truncated: float = option(1.0, "share of the texts that may be cut to max_length", least=0.0, most=1.0)
+    allow_truncated: float = option(
+        1.0, "share of the texts that may be cut to max_length; where predictions are written, none if not given",
+        least=0.0, most=1.0,
+    )  # fmt: skip
     precision: str = option("auto", "number format of the work", choices=("auto", "float32", "bfloat16"))
     speed: str = option(
         "auto",
@@ -209,6 +212,16 @@ class GenerateConfig(Config):
                 f"{given[0]}={getattr(self, given[0])!r} does nothing at temperature 0",
                 hint="temperature=0.7, or leave it out",
             )
+
+
+@dataclass(frozen=True)
+class WriteConfig(GenerateConfig):
+    """How a tuned model writes its answers to rows."""
+
+    max_length: int | None = option(None, "longest source in tokens; what the model takes if not given", least=8)
+    allow_truncated: float = option(
+        0.0, "share of the sources that may be cut to what the model takes", least=0.0, most=1.0
+    )
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -276,7 +289,7 @@ def _kinds(item: Field[Any], owner: type) -> tuple[type, bool]:
 
 
 def _owner(item: Field[Any]) -> type:
-    return next(c for c in (FinetuneConfig, EvaluateConfig, GenerateConfig) if item in fields(c))
+    return next(c for c in (FinetuneConfig, EvaluateConfig, WriteConfig) if item in fields(c))
 
 
 def _typed(item: Field[Any], value: Any) -> Any:

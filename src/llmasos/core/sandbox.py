@@ -7,17 +7,18 @@ limited. Where the system grants no such namespaces, nothing runs: there is no w
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
 import tempfile
 from functools import cache
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from .errors import HardwareError
 
 DISK = 16 << 20
-"""Bytes that a program may write."""
+"""Bytes that a program may write, into a file or to what it prints."""
 PROCESSES = 32
 
 
@@ -60,19 +61,29 @@ def _run(program: str, seconds: float, memory: int) -> Outcome:
     word = secrets.token_hex(16)
     source = f"{program}\n\nimport sys as _sys\n_sys.stderr.flush()\nprint({word!r}, flush=True)\n"
     limits = [str(int(seconds) + 1), str(memory), str(DISK), str(PROCESSES)]
-    with tempfile.TemporaryDirectory(prefix="llmasos-code-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="llmasos-code-") as folder,
+        tempfile.TemporaryFile() as out,  # files, not pipes: the limit on a file's size holds for what is printed too
+        tempfile.TemporaryFile() as err,
+    ):
         argv = [sys.executable, "-I", "-S", "-c", _INSIDE, folder, *limits]
         try:
             done = subprocess.run(
-                argv, input=source.encode(), capture_output=True, timeout=seconds + 2, cwd=folder, check=False,
+                argv, input=source.encode(), stdout=out, stderr=err, timeout=seconds + 2, cwd=folder, check=False,
                 env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": folder},
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return Outcome(False, f"took more than {seconds:g} seconds")
-    if done.stdout.rstrip().endswith(word.encode()):
-        return Outcome(True)
-    said = done.stderr.decode(errors="replace").strip().splitlines()
+        if _tail(out).rstrip().endswith(word):
+            return Outcome(True)
+        said = _tail(err).strip().splitlines()
     return Outcome(False, said[-1][:200] if said else f"ended early, with code {done.returncode}")
+
+
+def _tail(file: IO[bytes], size: int = 4096) -> str:
+    """Return the end of what was printed."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+    return file.read().decode(errors="replace")
 
 
 # In a process of its own, because namespaces can only be left by the whole of a single-threaded process. The user

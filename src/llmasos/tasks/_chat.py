@@ -46,6 +46,9 @@ class ChatTask(Task):
 
     tag: ClassVar[str] = "text-generation"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    other_data: ClassVar[str] = (
+        "OpenAI messages (with tools), prompt and completion, Alpaca and ShareGPT, told by columns"
+    )
     default_metric: ClassVar[str] = "perplexity"
     output: ClassVar[str] = "vocabulary"
     generates: ClassVar[bool] = True
@@ -138,7 +141,7 @@ class ChatTask(Task):
 
     # -- answers ------------------------------------------------------------------------------------
 
-    def prompt(self, row: Row, tokenizer: Any) -> list[int]:
+    def prompt(self, row: Row, tokenizer: Any, longest: int | None = None) -> list[int]:
         """Return the tokens from which the answer is written: the conversation, and the prompt for the assistant.
 
         A conversation that ends in an answer is asked for it again.
@@ -146,6 +149,7 @@ class ChatTask(Task):
         Raises:
             DataError: the conversation cannot be rendered.
         """
+        del longest  # a conversation is not cut
         try:
             return chat.prompt_ids(conversation(row, None), tokenizer, self.chat_template)
         except Wrong as wrong:

@@ -48,6 +48,7 @@ class SequenceTask(Task):
     default_metric: ClassVar[str] = "loss"
     output: ClassVar[str] = "vocabulary"
     generates: ClassVar[bool] = True
+    cuts_prompts: ClassVar[bool] = True
     scores_answers: ClassVar[bool] = True
 
     template: str | None = None
@@ -173,10 +174,10 @@ class SequenceTask(Task):
             truncated[place] += prompt.cut + target.cut
         return Encoding(ids, None, truncated, asked, places)
 
-    def prompt(self, row: Row, tokenizer: Any) -> list[int]:
+    def prompt(self, row: Row, tokenizer: Any, longest: int | None = None) -> list[int]:
         """Return the tokens that the model is given for a row: what training gives it before the target."""
         self.check_languages(tokenizer)
-        return self._source_ids([self.texts_of(row)[0]], tokenizer)[0]
+        return self._sources([self.texts_of(row)[0]], tokenizer, [longest])[0].ids
 
     def _around(self, source: str, tokenizer: Any) -> str:
         text = (self.template or SOURCE).replace(SOURCE, source)

@@ -41,6 +41,7 @@ class PlainTextTask(Task):
     """Learn from documents, or from the lines of one running text."""
 
     output: ClassVar[str] = "vocabulary"
+    other_data: ClassVar[str] = "running text (.txt)"
     scores_rows: ClassVar[bool] = True
 
     @property

@@ -161,10 +161,18 @@ class Task(ABC):
     generates: ClassVar[bool] = False
     """Whether predictions are texts that the model writes: from ``prompt``, read by ``answer``, while ``encode``
     and ``loss`` train it; ``decode`` is not used then."""
+    cuts_prompts: ClassVar[bool] = False
+    """Whether ``prompt`` can leave out the end of a text that is too long."""
     scores_answers: ClassVar[bool] = False
     """Whether an evaluation also writes an answer to every row and feeds the scorer by ``score_answers``."""
-    answer_metrics: ClassVar[tuple[str, ...]] = ()
-    """The metrics that an evaluation adds then; none of them picks the best model."""
+
+    @property
+    def answer_metrics(self) -> tuple[str, ...]:
+        """The metrics that an evaluation adds then; none of them picks the best model."""
+        return ()
+
+    other_data: ClassVar[str] = ""
+    """What is read besides tables of rows, in words."""
 
     @property
     @abstractmethod
@@ -262,10 +270,11 @@ class Task(ABC):
         del config
         return {}
 
-    def prompt(self, row: Row, tokenizer: Any) -> list[int]:
+    def prompt(self, row: Row, tokenizer: Any, longest: int | None = None) -> list[int]:
         """Return the tokens from which the model writes its answer to a row (an encoder's input, special ids included).
 
-        Only tasks that ``generates`` have one.
+        Only tasks that ``generates`` have one. Of what is longer than ``longest`` a task that ``cuts_prompts`` leaves
+        the end of the text out.
         """
         raise NotImplementedError(f"{type(self).__name__} writes no text")
 
@@ -300,6 +309,11 @@ class Task(ABC):
     @abstractmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild a task from what ``to_dict`` gave."""
+
+    @classmethod
+    def variants(cls) -> list[Self]:
+        """Return the ways of this task that differ in their metrics."""
+        return [cls()]
 
     @classmethod
     @abstractmethod

@@ -41,6 +41,7 @@ class CodeGenerationTask(ChatTask):
 
     tag: ClassVar[str] = "code-generation"
     scores_answers: ClassVar[bool] = True
+    other_data: ClassVar[str] = ""
 
     tries: int = 1
     seconds: float = 5.0
@@ -78,14 +79,28 @@ class CodeGenerationTask(ChatTask):
         """Render and tokenise questions with their programs (see ``ChatTask``)."""
         return super().encode([_asked(row) for row in rows], tokenizer, max_length, labelled=labelled)
 
-    def prompt(self, row: Row, tokenizer: Any) -> list[int]:
+    def prompt(self, row: Row, tokenizer: Any, longest: int | None = None) -> list[int]:
         """Return the tokens from which the program is written."""
-        return super().prompt(_asked(row), tokenizer)
+        return super().prompt(_asked(row), tokenizer, longest)
 
     def generation(self, tokenizer: Any) -> dict[str, Any]:
         """Draw where several programs are wanted."""
         del tokenizer
         return {"temperature": 0.8} if self.tries > 1 else {}
+
+    @property
+    def answer_metrics(self) -> tuple[str, ...]:
+        """The share of rows that k tries solve, for every k up to ``tries``."""
+        from ..metrics.code import AT
+
+        return tuple(f"pass@{k}" for k in AT if k <= self.tries)
+
+    @classmethod
+    def variants(cls) -> list[Self]:
+        """Return the task with as many tries as have a metric."""
+        from ..metrics.code import AT
+
+        return [cls(tries=max(AT))]
 
     @property
     def answers_per_row(self) -> int:

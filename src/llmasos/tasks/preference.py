@@ -124,12 +124,13 @@ class PreferenceTask(Task):
 
     # -- answers ------------------------------------------------------------------------------------
 
-    def prompt(self, row: Row, tokenizer: Any) -> list[int]:
+    def prompt(self, row: Row, tokenizer: Any, longest: int | None = None) -> list[int]:
         """Return the tokens from which the answer is written.
 
         Raises:
             DataError: the prompt cannot be rendered.
         """
+        del longest  # a conversation is not cut
         try:
             return chat.prompt_ids(_prompt(row), tokenizer, self.chat_template)
         except Wrong as wrong:

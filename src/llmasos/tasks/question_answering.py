@@ -119,6 +119,7 @@ class QuestionAnsweringTask(Task):
 
     tag: ClassVar[str] = "question-answering"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    other_data: ClassVar[str] = "SQuAD's nested .json"
     default_metric: ClassVar[str] = "f1"
     output: ClassVar[str] = "token"
     undivided: ClassVar[str | None] = "context"

@@ -115,6 +115,11 @@ class SentenceSimilarityTask(Task):
             return ("spearman", "pearson")
         return ("mrr", "recall@1", "recall@10", *(("accuracy",) if self.layout == "triplets" else ()))
 
+    @classmethod
+    def variants(cls) -> list[Self]:
+        """Return the task for each layout of rows."""
+        return [cls(layout=layout) for layout in LAYOUTS]
+
     # -- rows ---------------------------------------------------------------------------------------
 
     @property

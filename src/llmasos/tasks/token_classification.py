@@ -117,6 +117,7 @@ class TokenClassificationTask(Task):
 
     tag: ClassVar[str] = "token-classification"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    other_data: ClassVar[str] = "CoNLL files (.conll, .bio, .iob2); tags of words, or spans over a text"
     default_metric: ClassVar[str] = "f1"
     output: ClassVar[str] = "token"
 

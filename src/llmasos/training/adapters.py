@@ -237,8 +237,13 @@ def refuse_unsaved(model: Any, config: FinetuneConfig) -> None:
     """Refuse an adapter on weights that are nowhere on disk, since it could not be opened again.
 
     Raises:
-        UsageError: the model in memory was trained in full.
+        UsageError: the model in memory was trained in full, or is there in another precision than asked for.
     """
+    if model is not None and config.base_precision == "4bit" and not getattr(model, "is_loaded_in_4bit", False):
+        raise UsageError(
+            "base_precision=4bit, but the model in memory is in float32",
+            hint="save() it, open that folder, and go on there",
+        )
     if model is not None and config.adapter != "none" and attached(model) is None:
         raise UsageError(
             "an adapter lies on a model that is on disk, and this one was trained in memory",

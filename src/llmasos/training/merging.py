@@ -17,12 +17,12 @@ from ..core.errors import ParityError, UsageError
 from ..data.dataset import Dataset, read
 from ..data.encoding import Encoded, encode, flattened
 from ..engines.torch import TorchEngine
-from ..evaluation import computed, evaluate
+from ..evaluation import computed, evaluate, referenced
 from ..metrics.base import LOWER_IS_BETTER, Report
 from ..tasks.base import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 CHANGE = 1e-3
 """Largest change of an output, relative to the largest output, where no metric decides: float32 rounds to 1e-7, and
@@ -61,9 +61,16 @@ class Merged:
 
 
 def merge(
-    model: Any, task: Task, tokenizer: Any, max_length: int, data: Any = None, *,
-    columns: Mapping[str, str] | None = None, tolerance: float = 0.0,
-) -> Merged:  # fmt: skip
+    model: Any,
+    task: Task,
+    tokenizer: Any,
+    max_length: int,
+    data: Any = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    tolerance: float = 0.0,
+    untrained: Callable[[], TorchEngine] | None = None,
+) -> Merged:
     """Fold a copy of the model, compare, and return it.
 
     Args:
@@ -72,6 +79,7 @@ def merge(
         data: labelled rows for the metric; without them only outputs on the task's own sample are compared.
         columns: task field -> column.
         tolerance: how much of the metric may be lost.
+        untrained: opens the model as it was before its training, for a task that compares with it.
 
     Raises:
         UsageError: there is no adapter, or the tolerance is negative.
@@ -88,6 +96,8 @@ def merge(
     change, largest = _change(engines, encoded)
     values, report = [], None
     if rows is not None:
+        if task.needs_reference and untrained is not None:
+            encoded = referenced(untrained(), task, encoded)
         for engine in engines:
             loss, scorer = evaluate(engine, task, encoded, rows)
             values.append(scorer.values() | {"loss": loss})
