@@ -73,7 +73,7 @@ def reader(hub, tmp_path, monkeypatch) -> dict[str, object]:
     Path("unlabelled.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text, _ in rows[:4]))
     for name, row in ROWS.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(24)))
-    Path("book.txt").write_text("".join(f"Line {i} of the book.\n" for i in range(60)))
+    Path("book.txt").write_text("".join(f"Line {i} of the book.\n" for i in range(400)))
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     return vars(module) | {"train_data": rows, "test_data": [text for text, _ in rows]}
