@@ -97,7 +97,9 @@ def trl(job: Job) -> dict[str, Any]:
     rows = load_dataset("json", data_files={"train": str(job.train), "validation": str(job.validation)})
     loop = SFTTrainer(
         model=model,
-        args=SFTConfig(max_length=LENGTH, **contest.arguments(job, batch=size, best=FLAGS, **RECIPE)),
+        args=SFTConfig(
+            **{"max_length": LENGTH, "use_cpu": True} | contest.arguments(job, batch=size, best=FLAGS, **RECIPE)
+        ),
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
         processing_class=tokenizer,
