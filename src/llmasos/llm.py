@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Events
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from .core.config import Config, EvaluateConfig, FinetuneConfig, GenerateConfig,
 from .core.errors import BundleError, LLMasOSError, NotFittedError, TrainingError, TruncatedWarning, UsageError
 from .core.events import Event
 from .data.files import FORMATS
+from .progress import followed
 from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class LLM:
             self.located, self.tokenizer, self.task, task, data, eval_data,
             columns=columns, config=_options(FinetuneConfig, config, options),
         )  # fmt: skip
-        return _followed(events, progress)  # type: ignore[no-any-return]
+        return followed(events, progress)  # type: ignore[no-any-return]
 
     def finetune(
         self,
@@ -199,7 +199,7 @@ class LLM:
         self._generators.clear()
         self._encoder = None
         try:
-            kept = _followed(events, progress)
+            kept = followed(events, progress)
         except (TrainingError, KeyboardInterrupt) as stopped:
             if kept := getattr(stopped, "kept", ()):
                 self._adopt(*kept)
@@ -337,7 +337,7 @@ class LLM:
         scoring = {name: value for name, value in options.items() if name not in writing}
         config = _options(EvaluateConfig, None, scoring)
         self._write_config(writing)  # what is wrong is told before anything is computed
-        return _followed(self._evaluation(data, columns, config, writing), progress)  # type: ignore[no-any-return]
+        return followed(self._evaluation(data, columns, config, writing), progress)  # type: ignore[no-any-return]
 
     def merge(self, data: Any = None, *, columns: Mapping[str, str] | None = None, tolerance: float = 0.0) -> Merge:
         """Fold the adapter into its base: from here on this is a plain model, and saves as one.
@@ -604,26 +604,3 @@ def _is_row(data: Any, task: Task, columns: Mapping[str, str] | None) -> bool:
 
 
 _DATA_FILES = tuple(f".{kind}{packed}" for kind in FORMATS for packed in ("", ".gz"))
-
-
-def _followed(events: Events[Event, None, Any], progress: bool | Listener) -> Any:
-    """Drive a generator of events to its end and return its result."""
-    shown: AbstractContextManager[Listener]
-    if progress is True:
-        from .progress import render
-
-        shown = render()
-    else:
-        shown = nullcontext(progress if callable(progress) else lambda _: None)
-    with shown as listener:
-        try:
-            event = next(events)
-            while True:
-                try:
-                    listener(event)
-                except BaseException as error:
-                    event = events.throw(error)  # Ctrl-C while drawing is Ctrl-C in the run, which knows what to keep
-                else:
-                    event = next(events)
-        except StopIteration as stop:
-            return stop.value

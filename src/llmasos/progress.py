@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .core.events import Evaluated, Event, Finished, Note, Phase, Progress, Saved, Step
 
@@ -175,3 +175,24 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60}:{minutes % 60:02d} h"
     whole = round(seconds)
     return f"{whole // 60}:{whole % 60:02d} min"
+
+
+def followed(events: Generator[Event, None, Any], progress: bool | Renderer) -> Any:
+    """Drive a generator of events to its end and return its result."""
+    shown: AbstractContextManager[Renderer]
+    if progress is True:
+        shown = render()
+    else:
+        shown = nullcontext(progress if callable(progress) else lambda _: None)
+    with shown as listener:
+        try:
+            event = next(events)
+            while True:
+                try:
+                    listener(event)
+                except BaseException as error:
+                    event = events.throw(error)  # Ctrl-C while drawing is Ctrl-C in the run, which knows what to keep
+                else:
+                    event = next(events)
+        except StopIteration as stop:
+            return stop.value
