@@ -14,6 +14,7 @@ from .core import bundle, plugins
 from .core.config import Config, EvaluateConfig, FinetuneConfig, GenerateConfig, PredictConfig, WriteConfig, read_recipe
 from .core.errors import BundleError, LLMasOSError, NotFittedError, TrainingError, TruncatedWarning, UsageError
 from .core.events import Event
+from .data.columns import is_row
 from .data.files import FORMATS
 from .progress import followed
 from .tasks.base import Row, Task
@@ -234,7 +235,7 @@ class LLM:
         """
         task = self._fitted()
         config = _options(PredictConfig, None, {} if task.generates else options)
-        if (isinstance(data, str) and not _is_file(data)) or _is_row(data, task, columns):
+        if (isinstance(data, str) and not _is_file(data)) or is_row(data, task, columns):
             (answer,) = self._predictions([data], columns, config, progress, options)
             return answer
         answers = self._predictions(data, columns, config, progress, options)
@@ -589,18 +590,6 @@ def _is_file(text: str) -> bool:
     """Say whether a string names a data file rather than being a text; one word with such an ending does."""
     name = len(text) < 1024 and "\n" not in text and text.lower().endswith(_DATA_FILES)
     return name and (Path(text).is_file() or not any(c.isspace() for c in text))
-
-
-def _is_row(data: Any, task: Task, columns: Mapping[str, str] | None) -> bool:
-    """Say whether this is one row, field -> content, rather than a table, column -> values."""
-    if not isinstance(data, Mapping) or not data:
-        return False
-    if all(isinstance(value, str) for value in data.values()):
-        return True
-    from .data.columns import choose
-
-    names = choose("<dict>", list(map(str, data)), task.fields, columns, labelled=False)
-    return task.problem({field: data[column] for field, column in names.items()}, labelled=False) is None
 
 
 _DATA_FILES = tuple(f".{kind}{packed}" for kind in FORMATS for packed in ("", ".gz"))

@@ -179,12 +179,8 @@ def duration(seconds: float) -> str:
 
 def followed(events: Generator[Event, None, Any], progress: bool | Renderer) -> Any:
     """Drive a generator of events to its end and return its result."""
-    shown: AbstractContextManager[Renderer]
-    if progress is True:
-        shown = render()
-    else:
-        shown = nullcontext(progress if callable(progress) else lambda _: None)
-    with shown as listener:
+    unseen: AbstractContextManager[Renderer] = nullcontext(progress if callable(progress) else lambda _: None)
+    with render() if progress is True else unseen as listener:
         try:
             event = next(events)
             while True:

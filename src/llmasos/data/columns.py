@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from ..tasks.base import Field
+    from ..tasks.base import Field, Task
 
 
 def choose(
@@ -105,3 +105,13 @@ def _missing(name: str, available: Sequence[str], field: Field) -> DataError:
         )  # fmt: skip
     what = f" ({field.doc})" if field.doc else ""
     return DataError(f"{name} has no column for {field.name}{what}; columns found: {found}", hint=hint)
+
+
+def is_row(data: Any, task: Task, columns: Mapping[str, str] | None) -> bool:
+    """Say whether this is one row, field -> content, rather than a table, column -> values."""
+    if not isinstance(data, Mapping) or not data:
+        return False
+    if all(isinstance(value, str) for value in data.values()):
+        return True
+    names = choose("<dict>", list(map(str, data)), task.fields, columns, labelled=False)
+    return task.problem({field: data[column] for field, column in names.items()}, labelled=False) is None
