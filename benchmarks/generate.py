@@ -27,7 +27,14 @@ SHAPE = {
 
 def main() -> None:
     """Measure the candidates, or be one of them."""
-    options = harness.parser(__doc__).parse_args()
+    parser = harness.parser(__doc__)
+    parser.add_argument("--profile", action="store_true", help="print where the time of a decode step goes, and end")
+    options = parser.parse_args()
+    if options.profile:
+        with harness.workspace() as work:
+            save_model(work / "model")
+            profile(work / "model")
+        return
     if options.child:
         child.report(work_of(options.child, Path(options.work), options.seed))
         return
@@ -138,6 +145,44 @@ def work_of(name: str, work: Path, seed: int) -> dict[str, Any]:
         assert count == size * NEW
         out[f"tokens_s_{size}"] = count / min(seconds)
     return out
+
+
+def profile(folder: Path) -> None:
+    """Print how long a step takes, its products alone, and what else torch's profiler finds in it."""
+    import torch
+    from llmasos.decoders.base import find
+    from torch.profiler import ProfilerActivity
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    family, _ = find(model)
+    assert family is not None
+    decoder: Any = family.bind(model, torch.bfloat16)
+    for size in SIZES:
+        texts, ids = [[3 + i % 20 for i in range(PROMPT)]] * size, torch.full((size,), 5)
+        hidden, inner = (torch.randn(size, SHAPE[name], dtype=torch.bfloat16)
+                         for name in ("hidden_size", "intermediate_size"))  # fmt: skip
+
+        def products(x: Any = hidden, y: Any = inner) -> None:
+            for layer in decoder.layers:
+                for product, states in ((layer.qkv, x), (layer.output, x), (layer.up, x), (layer.down, y)):
+                    product(states)
+            decoder.head(x)
+
+        def step(tokens: Any = ids) -> None:
+            decoder.step(tokens)
+
+        def read(prompts: Any = texts) -> None:
+            decoder.begin(prompts, NEW)
+
+        works = {"reading the prompts": read, "a step": step, "its products alone": products}
+        with torch.inference_mode():
+            found = {name: 1000 * machine.median_seconds(work) for name, work in works.items()}
+        print(f"{size} prompts: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in found.items()))
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as seen:
+            for _ in range(20):
+                step()
+        print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40))
 
 
 def by_transformers(folder: Path) -> Callable[[list[str]], int]:

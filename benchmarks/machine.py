@@ -71,9 +71,9 @@ def peaks(size: int = 2048) -> dict[str, float]:
     out = {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-        out[f"{name}_gflops"] = 2 * size**3 / _median_seconds(partial(torch.mm, left, right)) / 1e9
+        out[f"{name}_gflops"] = 2 * size**3 / median_seconds(partial(torch.mm, left, right)) / 1e9
     block = torch.ones(128 * 1024 * 1024)
-    out["read_gb_s"] = block.numel() * 4 / _median_seconds(block.sum) / 1e9
+    out["read_gb_s"] = block.numel() * 4 / median_seconds(block.sum) / 1e9
     return out
 
 
@@ -86,7 +86,8 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _median_seconds(work: Callable[[], Any], repeats: int = 15) -> float:
+def median_seconds(work: Callable[[], Any], repeats: int = 15) -> float:
+    """Return how long some work takes, after three times to warm up."""
     seconds = []
     for _ in range(repeats + 3):
         start = time.perf_counter()

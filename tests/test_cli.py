@@ -145,6 +145,13 @@ def test_the_doctor_says_how_many_threads_it_was_told_to_use(run, monkeypatch):
     assert "3 threads used (OMP_NUM_THREADS)" in run("doctor")[1]
 
 
+def test_the_help_of_create_names_every_shape(run):
+    from llmasos.scratch import PRESETS
+
+    text = " ".join(run("create", "--help")[1].split())
+    assert [name for name in PRESETS if name not in text] == []
+
+
 def test_tasks_lists_fields_and_options(run):
     tasks = {task["name"]: task for task in json.loads(run("tasks", "--json")[1])["tasks"]}
     assert set(tasks) == set(plugins.names("tasks"))

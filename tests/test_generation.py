@@ -459,12 +459,26 @@ def test_a_source_that_is_too_long_is_cut_only_where_that_is_allowed(translator)
     assert f"1 text was cut to 16 tokens ({len(whole) - len(shorter)} tokens were not seen)" in notes[0]
 
 
-def test_an_evaluation_cuts_what_it_scores_alike(translator):
-    rows = [*ROWS, {"source": "one two " * 40, "target": "1"}]
-    report = translator.evaluate(rows, max_length=16, precision="float32", threads=1, max_new_tokens=4)
+def test_an_evaluation_cuts_what_it_writes_from_and_says_so(translator):
+    rows, said = [*ROWS, {"source": "one two " * 40, "target": "1"}], []
+    report = translator.evaluate(
+        rows, max_length=16, precision="float32", threads=1, max_new_tokens=4,
+        progress=lambda event: said.append(getattr(event, "text", "")),
+    )  # fmt: skip
     assert report.rows == len(rows)
+    assert any(text.startswith("to write from, 1 text was cut to 16 tokens") for text in said)
     with pytest.raises(DataError):
         translator.evaluate(rows, max_length=16, allow_truncated=0.0, precision="float32", threads=1)
+
+
+@pytest.mark.parametrize("option", [{"max_length": 16}, {"allow_truncated": 0.5}])
+def test_where_prompts_are_not_cut_the_options_of_cutting_are_refused(folders, option):
+    from llmasos import ChatTask
+
+    chat = LLM.from_pretrained(folders("llama"))
+    chat.task = ChatTask()
+    with pytest.raises(UsageError, match="text-generation cuts no prompt"):
+        chat.predict("Hello", **option)
 
 
 @pytest.mark.parametrize("verb", ["predict", "evaluate"])

@@ -245,6 +245,27 @@ def test_attention_through_the_interface_is_that_of_the_formula(causal):
     check(got.detach(), qkv.grad, wanted, exact, rows.tokens)
 
 
+def test_the_interface_keeps_scores_within_its_budget(monkeypatch):
+    heads, width, rows = 3, 8, pack(rows_of(LENGTHS))
+    torch.manual_seed(0)
+    flat = torch.randn(len(rows.ids), 3 * heads * width, dtype=torch.bfloat16, requires_grad=True)
+    q, k, v = flat.view(len(flat), 3, heads, width).permute(1, 2, 0, 3)[:, None]
+    counts, outs, own = [], [], interface._attend
+
+    def counted(*arguments, **more):
+        counts[-1] += 1
+        return own(*arguments, **more)
+
+    monkeypatch.setattr(interface, "_attend", counted)
+    first = rows.groups[0]
+    for kept in (1 << 24, heads * first.rows * first.length**2, 0):
+        monkeypatch.setattr(interface, "_KEPT", kept)
+        counts.append(0)
+        outs.append(interface.packed_attention(torch.nn.Identity(), q, k, v, None, pack=rows, is_causal=True)[0])
+    assert counts == [len(rows.groups), 1, 0]
+    torch.testing.assert_close(outs[0], outs[2], rtol=0.05, atol=0.05)
+
+
 def test_with_dropout_reading_and_training_draw_the_same_masks():
     """A gradient cache reads first without a graph, and must find again what it read."""
     rows, heads, width = pack(rows_of([41, 40, 37, 33])), 3, 8

@@ -15,7 +15,7 @@ from .core.config import Config, EvaluateConfig, FinetuneConfig, GenerateConfig,
 from .core.errors import BundleError, LLMasOSError, NotFittedError, TrainingError, TruncatedWarning, UsageError
 from .core.events import Event
 from .data.columns import is_row
-from .data.files import FORMATS
+from .data.files import is_file
 from .progress import followed
 from .tasks.base import Row, Task
 
@@ -235,7 +235,7 @@ class LLM:
         """
         task = self._fitted()
         config = _options(PredictConfig, None, {} if task.generates else options)
-        if (isinstance(data, str) and not _is_file(data)) or is_row(data, task, columns):
+        if (isinstance(data, str) and not is_file(data)) or is_row(data, task, columns):
             (answer,) = self._predictions([data], columns, config, progress, options)
             return answer
         answers = self._predictions(data, columns, config, progress, options)
@@ -337,7 +337,8 @@ class LLM:
         writing = _writing(options) if self._fitted().scores_answers else {}
         scoring = {name: value for name, value in options.items() if name not in writing}
         config = _options(EvaluateConfig, None, scoring)
-        self._write_config(writing)  # what is wrong is told before anything is computed
+        if writing:
+            self._write_config(writing)  # what is wrong is told before anything is computed
         return followed(self._evaluation(data, columns, config, writing), progress)  # type: ignore[no-any-return]
 
     def merge(self, data: Any = None, *, columns: Mapping[str, str] | None = None, tolerance: float = 0.0) -> Merge:
@@ -461,7 +462,13 @@ class LLM:
 
     def _write_config(self, options: Mapping[str, Any]) -> tuple[WriteConfig, dict[str, Any]]:
         """Return how answers are written, and what the generator is told besides."""
-        settled = self._fitted().generation(self.tokenizer)
+        task = self._fitted()
+        for name in () if task.cuts_prompts else ("max_length", "allow_truncated"):
+            if options.get(name) is not None:
+                raise UsageError(
+                    f"{name}={options[name]!r} does nothing: {task.tag} cuts no prompt", hint="leave it out"
+                )
+        settled = task.generation(self.tokenizer)
         more = {name: settled.pop(name) for name in ("first_token",) if name in settled}
         return _options(WriteConfig, None, {**settled, **options}), more
 
@@ -508,13 +515,10 @@ class LLM:
         def told() -> Iterator[Any]:
             yield from answers
             if cut.rows:
-                texts = "1 text was" if cut.rows == 1 else f"{cut.rows} texts were"
-                text = (f"{texts} cut to {cut.length} tokens ({cut.tokens} tokens were not seen), the first is row "
-                        f"{cut.first}; allow_truncated=0 refuses them")  # fmt: skip
                 if progress is None:
-                    warnings.warn(text, TruncatedWarning, stacklevel=3)
+                    warnings.warn(str(cut), TruncatedWarning, stacklevel=3)
                 else:
-                    progress(Note(text, "warning"))
+                    progress(Note(str(cut), "warning"))
 
         return told()
 
@@ -526,6 +530,7 @@ class LLM:
         from .data.encoding import encode
         from .data.ledger import Ledger
         from .evaluation import evaluate, referenced
+        from .prediction import Cut
 
         task = self._fitted()
         yield Phase("read")
@@ -549,14 +554,18 @@ class LLM:
         if task.scores_answers:
             used = rows.rows(sorted(set(encoded.rows.tolist())))
             yield Phase("write answers", len(used))
-            same = ("precision", "speed", "device", "threads", "max_length", "allow_truncated")
+            same = ["precision", "speed", "device", "threads"]
+            same += ["max_length", "allow_truncated"] if task.cuts_prompts else []
             how = {**{name: getattr(config, name) for name in same}, **writing}
             first, unfinished = int(how.pop("seed", 0)), 0
             for number in range(task.answers_per_row):
-                answers = list(self._written(used, {**how, "seed": first + number}))
+                cut = Cut()
+                answers = list(self._written(used, {**how, "seed": first + number}, cut))
                 unfinished += sum(getattr(answer, "finish_reason", "") == "length" for answer in answers)
                 task.score_answers(scorer, answers, used)
             yield Progress(len(used))
+            if cut.rows:
+                yield Note(f"to write from, {cut}", "warning")
             if unfinished:
                 whole = task.answers_per_row * len(used)
                 text = f"{unfinished} of {whole} answers had no room to end; a larger max_new_tokens gives it"
@@ -584,12 +593,3 @@ def _saved_task(content: Any, folder: Path) -> Task:
         raise BundleError(
             f"the task in {folder / bundle.MANIFEST} makes no sense: {error!r}", hint="copy or save the model again"
         ) from error
-
-
-def _is_file(text: str) -> bool:
-    """Say whether a string names a data file rather than being a text; one word with such an ending does."""
-    name = len(text) < 1024 and "\n" not in text and text.lower().endswith(_DATA_FILES)
-    return name and (Path(text).is_file() or not any(c.isspace() for c in text))
-
-
-_DATA_FILES = tuple(f".{kind}{packed}" for kind in FORMATS for packed in ("", ".gz"))

@@ -36,6 +36,14 @@ class Cut:
     length: int = 0
     """What they were cut to."""
 
+    def __str__(self) -> str:
+        """Say it in words."""
+        texts = "1 text was" if self.rows == 1 else f"{self.rows} texts were"
+        return (
+            f"{texts} cut to {self.length} tokens ({self.tokens} tokens were not seen), the first is row {self.first}; "
+            "allow_truncated=0 refuses them"
+        )
+
 
 def predict(
     engine: Engine,

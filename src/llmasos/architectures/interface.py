@@ -40,11 +40,13 @@ def packed_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotated in float32, under autocast
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
     heads, dim = query.shape[1], query.shape[-1]
-    parts = []
+    parts, room = [], _KEPT
     for group in pack.groups:
         q, k, v = (_rectangle(states[0], group) for states in (query, key, value))
         mask, simple = _mask(group, causal, sliding_window, q)
-        if _explicit(q, k):
+        scores = group.rows * heads * group.length**2
+        if scores <= room and _explicit(q, k):
+            room -= scores
             out = _attend(q, k, v, mask, dropout, dim**-0.5 if scaling is None else scaling, causal=simple)
         else:
             out = functional.scaled_dot_product_attention(
@@ -58,8 +60,8 @@ def packed_attention(
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
-_LARGEST = 1 << 24
-"""Scores kept for a backward pass, 32 MB a layer; beyond it they are computed again."""
+_KEPT = 1 << 24
+"""Scores that a layer keeps for its backward pass, 32 MB; torch's kernel computes those beyond it again."""
 
 
 def _explicit(q: Tensor, k: Tensor) -> bool:
@@ -68,7 +70,7 @@ def _explicit(q: Tensor, k: Tensor) -> bool:
     The backward pass of torch's own kernel there takes 70 ms for 32 rows of 4 heads and 256 tokens, this one 26.
     """
     trained = q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    return trained and q.shape[1] == k.shape[1] and q.shape[0] * q.shape[1] * q.shape[2] ** 2 <= _LARGEST
+    return trained and q.shape[1] == k.shape[1]
 
 
 def _attend(

@@ -31,6 +31,7 @@ _TAGGED = ("conll", "bio", "iob2")
 _HEAD = 1000  # rows that are looked at to learn the names of the columns
 _LARGEST = 1 << 26  # characters of one row: beyond it, a bracket or a quote was left open
 _UTF8 = "save the file as UTF-8"
+_ENDINGS = tuple(f".{kind}{packed}" for kind in FORMATS for packed in ("", ".gz"))
 
 
 class Record(NamedTuple):
@@ -365,3 +366,9 @@ def _opened_parquet(path: Path, packed: bool) -> Iterator[Any]:
                 yield table
     except (pa.ArrowException, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path.name} is not a readable parquet file: {error}", hint="write it again") from error
+
+
+def is_file(text: str) -> bool:
+    """Say whether a string names a data file rather than being a text; one word with such an ending does."""
+    name = len(text) < 1024 and "\n" not in text and text.lower().endswith(_ENDINGS)
+    return name and (Path(text).is_file() or not any(c.isspace() for c in text))

@@ -1,7 +1,8 @@
 """Cross entropy over a vocabulary, in pieces where the logits of all places would not fit into memory.
 
-A vocabulary of 150,000 words makes 600 KB of logits for a single token. They are computed for some places
-at a time and, in training, computed again for the backward pass, so that never more than a piece exists.
+A vocabulary of 150,000 words makes 600 KB of logits for a single token. They are computed for some places at a time,
+so that never more than a piece exists. In training, where the head is a plain matrix, the gradients are found with the
+loss; else a piece is computed again for the backward pass.
 """
 
 from __future__ import annotations
