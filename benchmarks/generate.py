@@ -150,9 +150,10 @@ def work_of(name: str, work: Path, seed: int) -> dict[str, Any]:
 def profile(folder: Path) -> None:
     """Print how long a step takes, its products alone, and what else torch's profiler finds in it."""
     import torch
-    from llmasos.decoders.base import find
     from torch.profiler import ProfilerActivity
     from transformers import AutoModelForCausalLM
+
+    from llmasos.decoders.base import find
 
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     family, _ = find(model)
