@@ -47,12 +47,13 @@ def prepare(work: Path) -> None:
 
 
 def rendered(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Return the tokens of the prompt, and those of the completion behind it."""
+    """Return the tokens of the prompt, and those of the completion behind it, to the token that ends the turn."""
     whole = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=True, return_dict=False)
     prompt = tokenizer.apply_chat_template(
         row["prompt"], tokenize=True, add_generation_prompt=True, return_dict=False
     )  # fmt: skip
-    return prompt, whole[len(prompt) :]
+    completion = whole[len(prompt) :]
+    return prompt, completion[: completion.index(tokenizer.eos_token_id) + 1]  # a line break of the template follows
 
 
 def batch_size(job: Job, tokenizer: Any) -> int:

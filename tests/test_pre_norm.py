@@ -284,11 +284,11 @@ def test_cross_entropy_of_a_matrix_is_that_of_the_formula(smoothing, monkeypatch
         monkeypatch.setattr(f"llmasos.tasks._losses.{name}", value)
     torch.manual_seed(0)
     hidden, matrix = torch.randn(11, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
-    targets = torch.randint(0, 50, (11,))
-    loss = cross_entropy(Projected(hidden, None, 50, matrix), targets, smoothing)  # the head is not asked
+    targets, shift = torch.randint(0, 50, (11,)), torch.randn(50)
+    loss = cross_entropy(Projected(hidden, None, 50, matrix, shift), targets, smoothing)  # the head is not asked
     (3.0 * loss).backward()
     exact = [t.detach().double().requires_grad_() for t in (hidden, matrix)]
-    logits = exact[0] @ exact[1].t()
+    logits = exact[0] @ exact[1].t() + shift.double()
     logarithms = logits - logits.exp().sum(1, keepdim=True).log()
     wanted = -((1 - smoothing) * logarithms[torch.arange(11), targets] + smoothing * logarithms.mean(1)).sum()
     (3.0 * wanted).backward()

@@ -62,16 +62,23 @@ def own_loss(model: Any, task: TranslationTask, batch: Batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["Marian", "T5", "MT5", "Bart", "MBart", "M2M100", "Pegasus"])
-def test_the_loss_is_that_of_transformers_labels(name):
+def test_the_loss_and_its_gradients_are_those_of_transformers_labels(name):
     model, pairs, task = family(name), random_pairs(), TranslationTask()
+    if hasattr(model, "final_logits_bias"):  # Marian's pretrained models have one
+        model.final_logits_bias.normal_()
     batch = gather(flattened(pairs), np.arange(5))
     labels, ids, mask = np.full((5, 12), IGNORED), np.zeros((5, 12), dtype=int), np.zeros((5, 12), dtype=int)
     for i, (source, target) in enumerate(zip(pairs.ids, pairs.targets, strict=True)):
         labels[i, : len(target)], ids[i, : len(source)], mask[i, : len(source)] = target, source, 1
+    tensors = map(torch.from_numpy, (ids, mask, labels))
+    expected = model(**dict(zip(("input_ids", "attention_mask", "labels"), tensors, strict=True))).loss
+    loss = own_loss(model, task, batch) / task.weight(batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for got, wanted in zip(*(torch.autograd.grad(x, trained) for x in (loss, expected)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
-        tensors = map(torch.from_numpy, (ids, mask, labels))
-        expected = float(model(**dict(zip(("input_ids", "attention_mask", "labels"), tensors, strict=True))).loss)
-        assert float(own_loss(model, task, batch)) / task.weight(batch) == pytest.approx(expected, rel=1e-5)
+        assert own_loss(model, task, batch).item() / task.weight(batch) == pytest.approx(expected.item(), rel=1e-5)
         parts = sum(float(own_loss(model, task, part)) for part in split(batch, 2))
         assert parts == pytest.approx(float(own_loss(model, task, batch)), rel=1e-5)
 
@@ -79,12 +86,13 @@ def test_the_loss_is_that_of_transformers_labels(name):
 def test_label_smoothing_is_torchs(tmp_path):
     model, batch = family("Marian"), gather(flattened(random_pairs()), np.arange(5))
     with torch.no_grad():
-        logits = transformers_outputs(model, batch, 0, "vocabulary")
+        outputs = transformers_outputs(model, batch, 0, "vocabulary")
+        logits = outputs.head(outputs.hidden)
         wanted = torch.nn.functional.cross_entropy(
             logits, torch.from_numpy(batch.targets), label_smoothing=0.2, reduction="sum"
         )
-        assert float(TranslationTask(label_smoothing=0.2).loss(logits, batch)) == pytest.approx(float(wanted))
-        assert float(wanted) != float(TranslationTask().loss(logits, batch))
+        assert float(TranslationTask(label_smoothing=0.2).loss(outputs, batch)) == pytest.approx(float(wanted))
+        assert float(wanted) != float(TranslationTask().loss(outputs, batch))
 
 
 def test_the_targets_are_the_target_text_and_its_end():

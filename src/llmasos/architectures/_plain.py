@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.batching import Batch, pad, rectangle
+from ..tasks._losses import Projected
 from ..tasks.base import IGNORED
 
 
-def transformers_outputs(model: nn.Module, batch: Batch, pad_id: int, output: str) -> Tensor:
+def transformers_outputs(model: nn.Module, batch: Batch, pad_id: int, output: str) -> Tensor | Projected:
     """Run transformers' own forward. Returns what ``Task.output`` says, in the batch's order."""
     device = next(model.parameters()).device
     if getattr(model.config, "is_encoder_decoder", False) and output == "vocabulary":
@@ -44,8 +45,8 @@ def transformers_outputs(model: nn.Module, batch: Batch, pad_id: int, output: st
         return model(**inputs).logits.squeeze(0)  # type: ignore[no-any-return]
 
 
-def _decoded(model: Any, batch: Batch, pad_id: int, device: torch.device) -> Tensor:
-    """Run an encoder with a decoder: logits, (supervised targets, vocabulary), in the batch's order.
+def _decoded(model: Any, batch: Batch, pad_id: int, device: torch.device) -> Projected:
+    """Run an encoder with a decoder: what its head reads, (supervised targets, width), in the batch's order.
 
     The decoder reads what the model itself makes of the targets, shifted right once. It is not told which
     places are padding: they come last, and no place looks ahead.
@@ -57,12 +58,39 @@ def _decoded(model: Any, batch: Batch, pad_id: int, device: torch.device) -> Ten
     asked = torch.from_numpy(np.flatnonzero(inside & (labels != IGNORED))).to(device)
     shifted = _shifted(model, torch.from_numpy(labels).to(device))
 
-    def only(hidden: Tensor) -> Tensor:
-        return hidden.flatten(0, 1).index_select(0, asked)[None]
+    read: list[Tensor] = []
+
+    def head_reads(_module: nn.Module, states: tuple[Tensor]) -> tuple[Tensor]:
+        read.append(states[0].flatten(0, 1).index_select(0, asked))
+        return (states[0][:, :0],)  # the logits come with the loss, a few places at a time
 
     longest = max(inputs["input_ids"].shape[1], shifted.shape[1])
-    with base_output(model.get_decoder(), only), _products(model, len(labels), longest, device):
-        return model(**inputs, decoder_input_ids=shifted, use_cache=False).logits.squeeze(0)  # type: ignore[no-any-return]
+    handle = model.get_output_embeddings().register_forward_pre_hook(head_reads)
+    try:
+        with _products(model, len(labels), longest, device):
+            model(**inputs, decoder_input_ids=shifted, use_cache=False)
+    finally:
+        handle.remove()
+    cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    return projected(model, read[0], cast)
+
+
+def projected(model: Any, hidden: Tensor, cast: torch.dtype | None) -> Projected:
+    """Leave the logits of a language model's head to whoever reads them. ``cast``: the precision of its product."""
+    head, vocabulary = model.get_output_embeddings(), model.config.vocab_size
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    shift = getattr(model, "final_logits_bias", None)
+    shift = None if shift is None or not shift.any() else shift[0]
+
+    def logits(states: Tensor) -> Tensor:
+        with torch.autocast(states.device.type, cast or torch.bfloat16, enabled=cast is not None):
+            out = head(states)
+        out = out if shift is None else out + shift
+        return out if cap is None else cap * torch.tanh(out / cap)  # type: ignore[no-any-return]
+
+    linear = type(head) is nn.Linear and head.bias is None and cap is None
+    hidden = hidden if cast is None else hidden.to(cast)
+    return Projected(hidden, logits, vocabulary, head.weight if linear else None, shift)
 
 
 def _products(model: Any, rows: int, longest: int, device: torch.device) -> AbstractContextManager[Any]:

@@ -63,13 +63,12 @@ def prove(
         p.grad = None
     try:
         with torch.set_grad_enabled(gradients):
-            expected = transformers_outputs(model, batch, pad_id, output).float()
+            expected = _logits(transformers_outputs(model, batch, pad_id, output))
             wanted = torch.autograd.grad(_sum(expected), trained, allow_unused=True) if gradients else ()
             weights = _Recorder() if gradients else Snapshot(torch.float32)
             device = next(model.parameters()).device
             try:
-                outputs = architecture.forward(model, weights, output)(pack(batch, device, output))
-                logits = (outputs.head(outputs.hidden) if isinstance(outputs, Projected) else outputs).float()
+                logits = _logits(architecture.forward(model, weights, output)(pack(batch, device, output)))
                 if gradients:
                     _sum(logits).backward()  # type: ignore[no-untyped-call]
             except Exception as error:  # a model of a shape that nobody foresaw: transformers' own forward serves it
@@ -82,6 +81,10 @@ def prove(
     largest = max((w.abs().max().item() for w in wanted if w is not None), default=1.0)
     worst = max((_gap(w, g, largest) for w, g in zip(wanted, got, strict=True)), default=0.0)
     return Proof(_gap(expected.detach(), logits.detach(), 1e-6), worst)
+
+
+def _logits(outputs: Tensor | Projected) -> Tensor:
+    return (outputs.head(outputs.hidden) if isinstance(outputs, Projected) else outputs).float()
 
 
 def _sum(outputs: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from ._plain import base_output, token_logits
+from ._plain import base_output, projected, token_logits
 from .base import Dropout, Group, Pack, Projected, Weights
 
 _NAME = "llmasos"
@@ -258,15 +258,7 @@ class _Forward:
         head = model.get_output_embeddings()
         if getattr(model, "can_generate", lambda: False)() and head is not None:
             hidden = model.base_model(**inputs, **_NO_CACHE).last_hidden_state[0].index_select(0, at)
-            cap = getattr(model.config, "final_logit_softcapping", None)
-            cast = self._cast
-
-            def logits(states: Tensor) -> Tensor:
-                with torch.autocast(states.device.type, cast or torch.bfloat16, enabled=cast is not None):
-                    out = head(states)
-                return out if cap is None else cap * torch.tanh(out / cap)  # type: ignore[no-any-return]
-
-            return Projected(hidden, logits, model.config.vocab_size)
+            return projected(model, hidden, self._cast)
         with base_output(model, lambda hidden: hidden[0].index_select(0, at)[None]):
             return model(**inputs).logits.squeeze(0)  # type: ignore[no-any-return]
 

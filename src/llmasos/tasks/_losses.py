@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 class Projected(NamedTuple):
     """Logits over a large vocabulary, not yet computed: hidden states, (places, width), and the head for them.
 
-    ``matrix`` is there where the head is a product with it, (vocabulary, width), and nothing else.
+    ``matrix`` is there where the head is a product with it, (vocabulary, width), and nothing else but ``shift``, which
+    is added to the logits and not trained, (vocabulary,).
     """
 
     hidden: Tensor
     head: Callable[[Tensor], Tensor]
     vocabulary: int
     matrix: Tensor | None = None
+    shift: Tensor | None = None
 
 
 PIECE = 1 << 25
@@ -46,7 +48,7 @@ def asked_targets(outputs: Tensor | Projected, batch: Batch) -> Tensor:
 def cross_entropy(outputs: Tensor | Projected, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the summed cross entropy. outputs: logits, (places, vocabulary), or what they come from."""
     if isinstance(outputs, Projected) and outputs.matrix is not None and torch.is_grad_enabled():
-        return _LinearEntropy.apply(outputs.hidden, outputs.matrix, targets, smoothing)  # type: ignore[no-any-return,no-untyped-call]
+        return _LinearEntropy.apply(outputs.hidden, outputs.matrix, outputs.shift, targets, smoothing)  # type: ignore[no-any-return,no-untyped-call]
     return torch.stack([part.sum() for part in _losses(outputs, targets, smoothing)]).sum()
 
 
@@ -58,12 +60,14 @@ def log_probabilities(outputs: Tensor | Projected, targets: Tensor) -> Tensor:
 class _LinearEntropy(torch.autograd.Function):
     """The summed cross entropy of a linear head, with its gradients found on the way, a few places at a time.
 
-    With p = softmax(W h) the gradient of a place's loss at its logits is p - q, where q is 1 - s at the target plus
+    With p = softmax(W h + b) the gradient of a place's loss at its logits is p - q, where q is 1 - s at the target plus
     s / vocabulary everywhere (s: the smoothing); so no logits are kept, and none are computed twice.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, matrix: Tensor, shift: Tensor | None, targets: Tensor, smoothing: float
+    ) -> Tensor:
         head, vocabulary = matrix.to(hidden.dtype), len(matrix)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         to_hidden = torch.empty_like(hidden)
@@ -74,7 +78,8 @@ class _LinearEntropy(torch.autograd.Function):
             wanted = targets[here, None]
             count = len(wanted)
             states = functional.pad(hidden[here], (0, 0, 0, -count % _GRAIN))
-            chances = torch.mm(states, head.t()).float().log_softmax(-1)
+            logits = torch.mm(states, head.t()).float()
+            chances = (logits if shift is None else logits.add_(shift)).log_softmax(-1)
             total -= (1.0 - smoothing) * chances[:count].gather(1, wanted).sum()
             if smoothing:
                 total -= smoothing * chances[:count].mean(-1).sum()
@@ -91,7 +96,7 @@ class _LinearEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         to_hidden, to_matrix = ctx.parts
         ctx.parts = None
-        return to_hidden.mul_(gradient), None if to_matrix is None else to_matrix.mul_(gradient), None, None
+        return to_hidden.mul_(gradient), None if to_matrix is None else to_matrix.mul_(gradient), None, None, None
 
 
 _LEAST, _CACHED, _GRAIN = 256, 1 << 22, 32

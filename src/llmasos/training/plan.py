@@ -22,7 +22,7 @@ from ..architectures.base import pack
 from ..core import hardware
 from ..core.config import FinetuneConfig, asked_threads
 from ..core.events import Event, Note, Phase
-from ..data.batching import Batch, epoch_order, gather
+from ..data.batching import Batch, gather
 from ..evaluation import evaluate, referenced
 from ..loading import load_config, longest_input
 from ..saving import write_weights
@@ -165,7 +165,7 @@ def _training(model: Any, setup: Setup, prepared: Prepared) -> tuple[float, int]
     holes in the heap: what a new shape took in the measured steps is what those take that the rest of the run will
     bring. So the steps come in no order of size, as in a run: from large to small they would leave no holes.
     """
-    order = epoch_order(setup.train.sizes, setup.config.batch_size, setup.config.seed, 0)
+    order = setup.order(0)
     rng = np.random.default_rng(setup.config.seed)
     batches = [setup.task.noised(gather(setup.train, rows), rng) for rows in order]
     tokens = np.asarray([batch.tokens for batch in batches])
@@ -253,21 +253,12 @@ def _choices(model: Any, setup: Setup, prepared: Prepared) -> list[Choice]:
     config = setup.config
     device = hardware.pick_device(config.device)
     _, why_precision = hardware.pick_precision(config.precision, device)
-    lengths = setup.train.lengths
-    order = epoch_order(lengths, config.batch_size, config.seed, 0)
-    padding = 1 - lengths.sum() / sum(int(lengths[rows].max()) * len(rows) for rows in order)
-    plain = 1 - lengths.mean() / lengths.max()
     return [
         Choice("device", str(device), "the fastest that was found" if config.device == "auto" else "as asked"),
         Choice("threads", str(torch.get_num_threads()), _why_threads(config)),
         Choice("precision", setup.precision, why_precision),
         Choice("forward", "packed" if setup.architecture else "transformers", _why_forward(setup, model)),
-        Choice(
-            "batches",
-            f"{config.batch_size} rows of near-equal length",
-            f"{padding:.1%} padding instead of {plain:.0%}"
-            + (", none in the packed forward" if setup.architecture else ""),
-        ),
+        Choice("batches", *_batches(setup)),
         Choice(
             "learning_rate",
             f"{setup.learning_rate:g}",
@@ -280,6 +271,16 @@ def _choices(model: Any, setup: Setup, prepared: Prepared) -> list[Choice]:
         Choice("metric", setup.metric, "picks the best model on the validation rows"),
         Choice("torch.compile", "off", "texts differ in length: compiling each shape costs more than it gains"),
     ]
+
+
+def _batches(setup: Setup) -> tuple[str, str]:
+    """Return what a step reads, and why."""
+    rows, lengths = f"{setup.config.batch_size} rows", setup.train.lengths.reshape(-1, setup.train.group).max(1)
+    whole = 1 - lengths.mean() / lengths.max()
+    if setup.architecture is not None:
+        return f"{rows} drawn at random", f"no padding in the packed forward (all as long as the longest: {whole:.0%})"
+    padding = 1 - lengths.sum() / sum(int(lengths[batch].max()) * len(batch) for batch in setup.order(0))
+    return f"{rows} of near-equal length", f"{padding:.1%} padding instead of {whole:.0%}"
 
 
 def _why_forward(setup: Setup, model: Any) -> str:

@@ -27,7 +27,7 @@ from ..core.config import FinetuneConfig
 from ..core.errors import TrainingError
 from ..core.events import Evaluated, Event, Note, Phase, Progress, Step
 from ..data.augment import augmented_order
-from ..data.batching import Batch, encoded, epoch_order, gather, split
+from ..data.batching import POOL, Batch, encoded, epoch_order, gather, split
 from ..data.dataset import Dataset
 from ..data.encoding import Encoded
 from ..engines.torch import TorchEngine
@@ -67,6 +67,11 @@ class Setup:
         """Optimiser steps of the whole run."""
         steps = math.ceil(self.config.epochs * self.steps_per_epoch)
         return min(steps, self.config.max_steps or steps)
+
+    def order(self, epoch: int) -> list[np.ndarray[Any, Any]]:
+        """Return the rows of each step of an epoch: at random where nothing is padded."""
+        pool = POOL if self.architecture is None else 1
+        return epoch_order(self.train.sizes, self.config.batch_size, self.config.seed, epoch, pool)
 
     @property
     def speed(self) -> str:
@@ -243,7 +248,7 @@ def _batches(setup: Setup) -> Iterator[np.ndarray[Any, Any]]:
     """Yield the rows of every step of the run."""
     epoch, left = 0, setup.steps
     while left > 0:
-        order = epoch_order(setup.train.sizes, setup.config.batch_size, setup.config.seed, epoch)[:left]
+        order = setup.order(epoch)[:left]
         yield from order
         epoch, left = epoch + 1, left - len(order)
 
