@@ -108,7 +108,7 @@ def test_a_scorer_keeps_its_size_and_its_sums_with_many_rows():
     for _ in range(4):
         outputs = [np.c_[rng.random(2), [1.0, 0.0]] for _ in range(4000)]
         scorer.add(outputs, np.arange(4000), np.full(4000, 3))
-    assert scorer._sums.shape == (10_000, 4)
+    assert scorer._blocks._sums.shape == (10_000, 4)
     assert scorer.values()["token_accuracy"] == 0.5
     report = scorer.report(100)
     assert report.rows == 16_000

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .base import (
     BINS,
+    Blocks,
     Confusion,
     Floats,
     Report,
@@ -28,7 +29,6 @@ from .base import (
 )
 
 _FINE = 100  # cells per calibration bin in the bootstrap: a row's confidence moves by under 1/1500
-_BLOCKS = 10_000
 
 
 class ClassificationScorer:
@@ -126,8 +126,7 @@ class MultiLabelScorer:
 
     ``accuracy`` is the share of rows with exactly the right labels; the calibration error is over all
     decisions, the confidence being the probability of the answer given. Labels of one row belong
-    together, so the bootstrap draws rows: up to 10,000 each is a block of its own; with more, all join
-    blocks by lot, and blocks are drawn. Memory stays the same from there on.
+    together, so the bootstrap draws rows (``Blocks``).
 
     Args:
         labels: the label names, in the order of the model's outputs.
@@ -137,11 +136,8 @@ class MultiLabelScorer:
     def __init__(self, labels: list[str], threshold: float = 0.5) -> None:
         self.labels = labels
         self._threshold = threshold
-        self._rows = 0
-        self._lot = np.random.default_rng(0)
-        # per block: hits, predicted and actual of each label; rows, rows all right; gaps of each bin
-        blocks = min(_BLOCKS, max(200, 2_000_000 // len(labels)))
-        self._sums = np.zeros((blocks, 3 * len(labels) + 2 + BINS))
+        # hits, predicted and actual of each label; rows, rows all right; gaps of each bin
+        self._blocks = Blocks(3 * len(labels) + 2 + BINS)
         self._targets: list[NDArray[np.uint8]] = []  # one bit per label
 
     def add(self, logits: NDArray[Any], targets: NDArray[Any]) -> None:
@@ -156,45 +152,33 @@ class MultiLabelScorer:
         cell = _bin(confidence, BINS) + BINS * np.arange(rows)[:, None]
         gaps = np.bincount(cell.ravel(), gap.ravel(), minlength=BINS * rows).reshape(rows, BINS)
         right = (given == wanted).all(axis=1, keepdims=True)
-        lines = np.hstack([given & wanted, given, wanted, np.ones((rows, 1)), right, gaps])
-        blocks, before = len(self._sums), self._rows
-        self._rows += rows
-        if self._rows <= blocks:
-            self._sums[before : self._rows] = lines
-        else:
-            if before <= blocks:  # one early row in every block would hide what the early rows vary by
-                lines = np.vstack([self._sums[:before], lines])
-                self._sums[:] = 0.0
-            np.add.at(self._sums, self._lot.integers(blocks, size=len(lines)), lines)
+        self._blocks.add(np.hstack([given & wanted, given, wanted, np.ones((rows, 1)), right, gaps]))
         self._targets.append(np.packbits(wanted, axis=1))
 
     def values(self) -> dict[str, float]:
         """Return the point values so far."""
-        counted_rows(self._rows)
-        lines = self._sums.sum(axis=0)
+        counted_rows(self._blocks.rows)
+        lines = self._blocks.total
         return {**_plain(self._scored(lines)), "ece": float(np.abs(self._gaps(lines)).sum())}
 
     def baseline(self) -> dict[str, float]:
         """Return the values of always giving the most common set of labels."""
-        rows, k = counted_rows(self._rows), len(self.labels)
+        rows, k = counted_rows(self._blocks.rows), len(self.labels)
         sets, counts = np.unique(np.concatenate(self._targets), axis=0, return_counts=True)
         common = np.unpackbits(sets[counts.argmax()], count=k).astype(np.float64)
-        actual = self._sums[:, 2 * k : 3 * k].sum(axis=0)
-        scores = [common * actual, common * rows, actual, [rows, counts.max()]]
+        actual = self._blocks.total[2 * k : 3 * k]
+        scores: list[Any] = [common * actual, common * rows, actual, [rows, counts.max()]]
         return {**_plain(self._scored(np.concatenate(scores))), "ece": 0.0}
 
     def report(self, samples: int = 1000, seed: int = 0) -> Report:
         """Return all scores; precision, recall and F1 are scikit-learn's."""
-        counted_rows(self._rows)
-        rng = np.random.default_rng(seed)
-        blocks = self._sums[: self._rows]
-        drawn = [counts @ blocks for counts in resamples(np.ones(len(blocks)), samples, rng)]
-        lines, total = np.concatenate(drawn), self._sums.sum(axis=0)
+        rows = counted_rows(self._blocks.rows)
+        lines, total = self._blocks.drawn(samples, seed), self._blocks.total
         draws = {**self._scored(lines), **label_scores(*self._counts(lines))}
         points = {**self.values(), **self._reference()}
         ece = calibration_interval(self._gaps(total), self._gaps(lines))
         support = self._counts(total)[2]
-        return assembled(self._rows, self.labels, points, draws, ece, support, self.baseline())
+        return assembled(rows, self.labels, points, draws, ece, support, self.baseline())
 
     def _counts(self, lines: Floats) -> tuple[Floats, Floats, Floats]:
         k = len(self.labels)
@@ -219,7 +203,7 @@ class MultiLabelScorer:
     def _reference(self) -> dict[str, Any]:
         """Let scikit-learn score the counts: per label one weighted row of hits, misses, false alarms."""
         k = len(self.labels)
-        hits, given, wanted = self._counts(self._sums.sum(axis=0))
+        hits, given, wanted = self._counts(self._blocks.total)
         one, none = np.eye(k, dtype=np.int8), np.zeros((k, k), dtype=np.int8)
         target, answer = np.vstack([one, one, none]), np.vstack([one, none, one])
         return _sklearn_scores(target, answer, np.concatenate([hits, wanted - hits, given - hits]), range(k))

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Floats, Interval, Report, counted_rows, divided, interval, label_scores, resamples
+from .base import Blocks, Floats, Interval, Report, counted_rows, divided, interval, label_scores
 
 OUTSIDE = "O"
-_BLOCKS = 10_000
 
 
 class Span(NamedTuple):
@@ -47,10 +46,7 @@ def spans_of(tags: Sequence[str]) -> list[Span]:
 
 
 class EntityScorer:
-    """Scores rows of tags.
-
-    Rows are what the bootstrap draws: up to 10,000 each is a block of its own; with more, all join blocks by
-    lot, and blocks are drawn.
+    """Scores rows of tags; rows are what the bootstrap draws (``Blocks``).
 
     Args:
         labels: the entity types.
@@ -59,29 +55,18 @@ class EntityScorer:
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = list(labels)
         self._index = {label: i for i, label in enumerate(self.labels)}
-        self._rows = 0
-        self._lot = np.random.default_rng(0)
-        # per block: hits, predicted and actual of each type; words, words right, words without an entity
-        self._sums = np.zeros((min(_BLOCKS, max(200, 2_000_000 // max(1, len(labels)))), 3 * len(labels) + 3))
+        # hits, predicted and actual of each type; words, words right, words without an entity
+        self._blocks = Blocks(3 * len(labels) + 3)
 
     def add(self, given: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> None:
         """Take in rows of IOB tags: those that the model gave, and those that are right."""
         if not given:
             return
-        lines = np.stack([self._line(*pair) for pair in zip(given, wanted, strict=True)])
-        blocks, before = len(self._sums), self._rows
-        self._rows += len(lines)
-        if self._rows <= blocks:
-            self._sums[before : self._rows] = lines
-            return
-        if before <= blocks:  # one early row in every block would hide what the early rows vary by
-            lines = np.vstack([self._sums[:before], lines])
-            self._sums[:] = 0.0
-        np.add.at(self._sums, self._lot.integers(blocks, size=len(lines)), lines)
+        self._blocks.add(np.stack([self._line(*pair) for pair in zip(given, wanted, strict=True)]))
 
     def _line(self, given: Sequence[str], wanted: Sequence[str]) -> Floats:
         found, there = set(spans_of(given)), set(spans_of(wanted))
-        line = np.zeros(self._sums.shape[1])
+        line = np.zeros(3 * len(self.labels) + 3)
         for place, spans in enumerate((found & there, found, there)):
             for span in spans:
                 line[place * len(self.labels) + self._index[span.label]] += 1
@@ -91,29 +76,26 @@ class EntityScorer:
 
     def values(self) -> dict[str, float]:
         """Return the point values so far."""
-        counted_rows(self._rows)
-        return {name: float(score) for name, score in self._scored(self._sums.sum(axis=0)).items()}
+        counted_rows(self._blocks.rows)
+        return {name: float(score) for name, score in self._scored(self._blocks.total).items()}
 
     def baseline(self) -> dict[str, float]:
         """Return the values of finding no entity at all."""
-        counted_rows(self._rows)
-        line = self._sums.sum(axis=0)
+        counted_rows(self._blocks.rows)
+        line = self._blocks.total
         line[: 2 * len(self.labels)] = 0.0
         line[-2] = line[-1]
         return {name: float(score) for name, score in self._scored(line).items()}
 
     def report(self, samples: int = 1000, seed: int = 0) -> Report:
         """Return all scores, with intervals over rows, and those of each type."""
-        counted_rows(self._rows)
-        blocks = self._sums[: self._rows]
-        rng = np.random.default_rng(seed)
-        drawn = np.concatenate([counts @ blocks for counts in resamples(np.ones(len(blocks)), samples, rng)])
+        rows, drawn = counted_rows(self._blocks.rows), self._blocks.drawn(samples, seed)
         points, draws = self.values(), self._scored(drawn)
         return Report(
-            self._rows,
+            rows,
             {name: interval(points[name], draws[name]) for name in points},
             self.baseline(),
-            self._per_class(blocks.sum(axis=0), drawn),
+            self._per_class(self._blocks.total, drawn),
         )
 
     def _per_class(self, total: Floats, drawn: Floats) -> dict[str, dict[str, Any]]:

@@ -13,18 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Floats, Report, counted_rows, divided, finite, interval, resamples
+from .base import Blocks, Floats, Report, counted_rows, divided, finite, interval
 
-_BLOCKS = 10_000
 _LARGEST = 700.0
 """The exponential of a larger loss is no finite number."""
 
 
 class TokenScorer:
-    """Scores the tokens that a model was asked for, row by row.
-
-    Rows are what the bootstrap draws: up to 10,000 each is a block of its own; with more, all join blocks by
-    lot, and blocks are drawn.
+    """Scores the tokens that a model was asked for, row by row; rows are what the bootstrap draws (``Blocks``).
 
     Args:
         bytes: whether the texts' bytes are given, so that bits per byte can be told.
@@ -34,9 +30,7 @@ class TokenScorer:
 
     def __init__(self, *, bytes: bool = False, perplexity: str = "perplexity") -> None:
         self._with_bytes, self._perplexity = bytes, perplexity
-        self._rows = 0
-        self._lot = np.random.default_rng(0)
-        self._sums = np.zeros((_BLOCKS, 4))  # per block: loss, hits, tokens, bytes
+        self._blocks = Blocks(4)  # loss, hits, tokens, bytes
         self._counts = np.zeros(0, dtype=np.int64)  # of each target
 
     def add(
@@ -70,45 +64,31 @@ class TokenScorer:
             lines[:, 3] = bytes
         if targets is not None:
             self._counts = _added(self._counts, np.bincount(targets))
-        self._take(lines)
-
-    def _take(self, lines: Floats) -> None:
-        blocks, before = len(self._sums), self._rows
-        self._rows += len(lines)
-        if self._rows <= blocks:
-            self._sums[before : self._rows] = lines
-            return
-        if before <= blocks:  # one early row in every block would hide what the early rows vary by
-            lines = np.vstack([self._sums[:before], lines])
-            self._sums[:] = 0.0
-        np.add.at(self._sums, self._lot.integers(blocks, size=len(lines)), lines)
+        self._blocks.add(lines)
 
     def values(self) -> dict[str, float]:
         """Return the point values so far."""
-        counted_rows(self._rows)
-        return {name: float(score) for name, score in self._scored(self._sums.sum(axis=0)).items()}
+        counted_rows(self._blocks.rows)
+        return {name: float(score) for name, score in self._scored(self._blocks.total).items()}
 
     def baseline(self) -> dict[str, float]:
         """Return the values of the best guess that reads nothing: each token as often as it occurs here.
 
         Its loss is the entropy of the targets' own frequencies; empty where targets were not given.
         """
-        counted_rows(self._rows)
+        counted_rows(self._blocks.rows)
         total = self._counts.sum()
         if not total:
             return {}
         share = self._counts[self._counts > 0] / total
-        bytes_ = self._sums[:, 3].sum()
+        bytes_ = self._blocks.total[3]
         line = np.asarray([-(share * np.log(share)).sum() * total, self._counts.max(), total, bytes_])
         return {name: float(score) for name, score in self._scored(line).items()}
 
     def report(self, samples: int = 1000, seed: int = 0) -> Report:
         """Return all scores, with intervals over rows."""
-        rows = counted_rows(self._rows)
-        blocks = self._sums[:rows]
-        rng = np.random.default_rng(seed)
-        drawn = np.concatenate([counts @ blocks for counts in resamples(np.ones(len(blocks)), samples, rng)])
-        points, draws = self.values(), self._scored(drawn)
+        rows = counted_rows(self._blocks.rows)
+        points, draws = self.values(), self._scored(self._blocks.drawn(samples, seed))
         return Report(rows, {name: interval(points[name], draws[name]) for name in points}, self.baseline(), {})
 
     def _scored(self, lines: Floats) -> dict[str, Floats]:
