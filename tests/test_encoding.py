@@ -12,8 +12,11 @@ from llmasos.core.errors import DataError
 from llmasos.data.dataset import read
 from llmasos.data.encoding import encode, usable_rows
 from llmasos.data.ledger import Ledger
+from llmasos.data.unknown import check_known, unknown_tokens
 from llmasos.tasks.text_classification import TextClassificationTask
+from llmasos.tasks.translation import TranslationTask
 from llmasos.training.prepare import used_tokens
+from tiny import word_tokenizer
 
 TASK = TextClassificationTask(labels=["a", "b"])
 
@@ -152,3 +155,32 @@ def test_a_task_learns_from_usable_rows_only():
     assert task.labels == ("a", "b")
     with pytest.raises(DataError, match="row 2, field label: found nothing"):
         TextClassificationTask().fitted(usable_rows(data_of([("x", "a"), ("y", None)]), TextClassificationTask()))
+
+
+def test_unknown_tokens_are_those_that_the_tokenizer_finds_in_the_texts():
+    tokenizer, texts = word_tokenizer(["a", "dog"]), ["a dog", "a wild dog", "wild wild a"]
+    rows = data_of([(text, "ab"[i % 2]) for i, text in enumerate(texts)])
+    found = unknown_tokens(encode(rows, TASK, tokenizer, 64), rows, TASK, tokenizer)
+    assert (found.missing, found.total) == (3, 8)
+    assert re.fullmatch(r"the tokenizer has no token for 37\.5% of the text \(3 of 8 .*, row 2", str(found))
+
+
+def test_what_is_to_be_written_counts_apart_from_what_is_read():
+    tokenizer, task = word_tokenizer(["a", "dog", "is", "here"]), TranslationTask()
+    rows = data_of([{"source": "a dog is here", "target": "ein hund a"}], task)
+    with pytest.raises(DataError, match=r"no token for 66\.7% of the text \(2 of 3 "):
+        check_known(encode(rows, task, tokenizer, 64), rows, task, tokenizer)
+
+
+def test_a_lone_space_before_unknown_text_is_no_text():
+    tokenizer = word_tokenizer(["\u2581", "dog"])
+    rows = data_of([("\u2581 wild", "a"), ("dog", "b")])
+    found = unknown_tokens(encode(rows, TASK, tokenizer, 64), rows, TASK, tokenizer)
+    assert (found.missing, found.total) == (1, 2)
+
+
+def test_where_the_end_stands_in_for_the_unknown_nothing_is_unknown():
+    tokenizer = word_tokenizer(["dog"])
+    tokenizer.unk_token = "[SEP]"
+    rows = data_of([("dog", "a"), ("dog", "b")])
+    assert check_known(encode(rows, TASK, tokenizer, 64), rows, TASK, tokenizer) == []

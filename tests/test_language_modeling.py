@@ -12,7 +12,7 @@ import transformers
 from llmasos import LLM, LanguageModelingTask
 from llmasos.architectures._plain import transformers_outputs
 from llmasos.architectures.base import Snapshot, find, pack
-from llmasos.core.errors import DataError, UsageError
+from llmasos.core.errors import UsageError
 from llmasos.data.batching import gather
 from llmasos.data.dataset import read
 from llmasos.data.encoding import encode
@@ -139,13 +139,7 @@ def test_pieces_end_at_a_blank_line_or_when_twice_as_long():
     assert [piece.line for piece in pieces] == [1, 4, 8]
 
 
-def test_a_text_that_the_tokenizer_cannot_write_is_refused_with_the_rate():
-    rows = [{"text": "abc 北京 北京 北京"}]
-    with pytest.raises(DataError, match=r"does not know \d+\.\d% of the text's tokens.*allowed are 1\.0%"):
-        TASK.fitted(rows, tiny_tokenizer())
-    _, notes = LanguageModelingTask(allow_unknown=1.0).fitted(rows, tiny_tokenizer())
-    assert "does not know" in notes[0]
-    assert TASK.fitted([{"text": "abc"}], tiny_tokenizer())[1] == []
+def test_a_share_of_unknown_tokens_that_is_none_is_refused():
     with pytest.raises(UsageError, match="allow_unknown=2"):
         LanguageModelingTask(allow_unknown=2.0)
 

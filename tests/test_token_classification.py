@@ -113,12 +113,6 @@ def test_a_word_of_which_the_tokenizer_leaves_nothing_is_answered_too(model):
     assert [word.text for word in answer.words] == ["ask", "\u200d", "ida"]
 
 
-def test_a_tokenizer_that_does_not_know_the_words_is_named_with_its_rate():
-    rows = [{"tokens": ["ида", "in", "oslo"], "tags": ["B-PER", "O", "O"]}] * 3
-    _, notes = TokenClassificationTask().fitted(rows, tiny_tokenizer())
-    assert any("does not know 33% of the words" in note for note in notes)
-
-
 # -- windows ----------------------------------------------------------------------------------------------
 
 

@@ -529,6 +529,7 @@ class LLM:
         from .data.dataset import read
         from .data.encoding import encode
         from .data.ledger import Ledger
+        from .data.unknown import unknown_tokens
         from .evaluation import evaluate, referenced
         from .prediction import Cut
 
@@ -545,6 +546,8 @@ class LLM:
         for name, what in (("truncated", f"cut to {length} tokens"), ("dropped", "left out")):
             if account[name]:
                 yield Note(f"{account[name]} of {account['rows']} rows are {what}", "warning")
+        if (unknown := unknown_tokens(encoded, rows, task, self.tokenizer)).is_worth_saying:
+            yield Note(str(unknown), "warning")
         if task.needs_reference:
             yield Phase("reference", len(encoded))
             encoded = referenced(self._untrained(task, config), task, encoded, batch_size=config.batch_size)

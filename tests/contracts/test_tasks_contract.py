@@ -7,6 +7,9 @@ pairs of a task and rows, and keep the same promises.
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +25,14 @@ from llmasos.data.batching import Batch, encoded, gather, split
 from llmasos.data.dataset import read
 from llmasos.data.encoding import Encoded, encode, flattened
 from llmasos.engines.torch import TorchEngine
+from llmasos.errors import DataError
 from llmasos.evaluation import computed, evaluate, in_order, referenced
 from llmasos.generation.generator import Generator
 from llmasos.loading import load_model
 from llmasos.metrics.base import LOWER_IS_BETTER
 from llmasos.prediction import written
 from llmasos.tasks.base import Row, Task
-from tiny import save_tiny
+from tiny import save_tiny, word_tokenizer
 
 NAMES = plugins.names("tasks")
 LENGTH = 64
@@ -131,6 +135,52 @@ def case(request: pytest.FixtureRequest, folders: Any) -> Case:
     if task.needs_reference:
         data = referenced(TorchEngine(model, 0, output=task.output, speed="plain"), task, data)
     return Case(name, task, rows, llm.tokenizer, model, data)
+
+
+def with_words(known: list[str], folder: Path, copy: Path) -> LLM:
+    """Open a copy of a tiny model whose tokenizer knows only these words."""
+    shutil.copytree(folder, copy)
+    word_tokenizer(known).save_pretrained(copy)
+    return LLM.from_pretrained(copy)
+
+
+ONE_STEP = {"max_steps": 1, "precision": "float32", "threads": 1, "progress": False}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tokenizer_that_cannot_represent_the_text_is_refused_with_its_rate(name, folders, tmp_path):
+    task, rows = plugins.load("tasks", name).sample()
+    llm = with_words([], folders(type(task)), tmp_path / "model")
+    with pytest.raises(DataError, match=r"no token for 100\.0% of the text .*, row \d+; allowed are") as caught:
+        llm.finetune(task, rows, **ONE_STEP)
+    assert "trained on this language" in caught.value.hint
+    assert ("allow_unknown" in caught.value.hint) == ("allow_unknown" in task.to_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_allowed_of_unknown_tokens_is_told_with_its_rate(name, folders, tmp_path, monkeypatch):
+    task, rows = plugins.load("tasks", name).sample()
+    words = sorted(set(re.findall(r"\w+|[^\w\s]", json.dumps(rows))))
+    llm, said = with_words(words[::2], folders(type(task)), tmp_path / "model"), []
+    if "allow_unknown" in task.to_dict():
+        task = replace(task, allow_unknown=1.0)
+    else:
+        monkeypatch.setattr(type(task), "allow_unknown", 1.0)
+    run = llm.finetune(task, rows, eval_data=rows, **ONE_STEP)
+    assert [bool(UNKNOWN.search(note)) for note in run.notes].count(True) == 2  # training rows, validation rows
+    llm.evaluate(rows, progress=said.append, threads=1, **WRITE.get(name, {}))
+    assert any(UNKNOWN.search(getattr(event, "text", "")) for event in said)
+
+
+UNKNOWN = re.compile(r"no token for [1-9]\d?\.\d% of the text")
+WRITE = {name: {"max_new_tokens": 2} for name in NAMES if plugins.load("tasks", name).scores_answers}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tokenizer_that_knows_the_text_gives_no_note(name, folders):
+    task, rows = plugins.load("tasks", name).sample()
+    run = LLM.from_pretrained(folders(type(task))).finetune(task, rows, eval_data=rows, **ONE_STEP)
+    assert not [note for note in run.notes if "no token for" in note]
 
 
 def required_text(task: Task, row: Row) -> str | None:

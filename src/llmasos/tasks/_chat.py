@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -17,7 +16,6 @@ import numpy as np
 from ..core.errors import DataError
 from . import _chat_template as chat
 from ._conversations import PROMPT_FIELDS, Wrong, conversation
-from ._sequences import unknown_tokens
 from .base import IGNORED, Encoding, Field, Generation, Problem, Row, Task
 
 if TYPE_CHECKING:
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from ..data.batching import Batch
     from ..data.encoding import Encoded
     from ..metrics.base import Scorer
-
-_LOOKED_AT = 2000  # rows in which unknown tokens are counted
 
 
 @dataclass(frozen=True)
@@ -88,17 +84,12 @@ class ChatTask(Task):
         return None
 
     def fitted(self, rows: Iterable[Row], tokenizer: Any = None) -> tuple[Self, list[str]]:
-        """Settle the chat template: the user's, the model's, or a plain one that is saved with the model.
-
-        Raises:
-            DataError: the tokenizer knows less than half of the answers.
-        """
+        """Settle the chat template: the user's, the model's, or a plain one that is saved with the model."""
+        del rows
         if tokenizer is None:
             return self, []
         template, notes = chat.settle_template(tokenizer, self.chat_template)
-        talks = [conversation(row) for row in islice(rows, _LOOKED_AT)]
-        answers = [m["content"] for talk in talks for m in talk.messages if m["role"] == "assistant"]
-        return replace(self, chat_template=template), notes + unknown_tokens(tokenizer, answers)
+        return replace(self, chat_template=template), notes
 
     def encode(self, rows: Sequence[Row], tokenizer: Any, max_length: int, *, labelled: bool = True) -> Encoding:
         """Render and tokenise conversations; those that are too long lose their end.

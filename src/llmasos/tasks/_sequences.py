@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 
 SOURCE = "{source}"
 """Stands for the source text in a template."""
-_LOOKED_AT = 2000  # rows in which unknown tokens are counted
-_MOST_UNKNOWN = 0.5  # share of unknown tokens from which a tokenizer cannot represent the texts
-_SAID_UNKNOWN = 0.005
 
 
 class Cut(NamedTuple):
@@ -89,37 +85,25 @@ class SequenceTask(Task):
         return task if self.template is not None else replace(task, template=task.default_template(config))
 
     def fitted(self, rows: Iterable[Row], tokenizer: Any = None) -> tuple[Self, list[str]]:
-        """Look the rows over: whether anything is to be learned from them, and whether the tokenizer can say it.
+        """Look the rows over: whether anything is to be learned from them.
 
         Raises:
-            DataError: source and target are equal in more than half of the rows, or the tokenizer knows
-                less than half of the text.
+            DataError: source and target are equal in more than half of the rows.
             UsageError: the tokenizer needs languages and was given none, or unknown ones.
         """
         if tokenizer is not None:
             self.check_languages(tokenizer)
-        rows = iter(rows)
-        first = list(islice(rows, _LOOKED_AT))
         equal = total = 0
-        for row in chain(first, rows):
+        for row in rows:
             source, targets = self.texts_of(row)
             total += 1
             equal += source.strip() in [target.strip() for target in targets]
-        notes = []
         if 2 * equal > total:
             raise DataError(
                 f"source and target are the same text in {equal} of {total} rows",
                 hint="columns={...} names the two columns; a model trained on this learns to copy",
             )
-        if equal:
-            notes.append(f"source and target are the same text in {equal} of {total} rows")
-        if tokenizer is not None:
-            notes += unknown_tokens(tokenizer, [text for row in first for text in self._all_texts(row)])
-        return self, notes
-
-    def _all_texts(self, row: Row) -> list[str]:
-        source, targets = self.texts_of(row)
-        return [source, *targets]
+        return self, [f"source and target are the same text in {equal} of {total} rows"] if equal else []
 
     def encode(self, rows: Sequence[Row], tokenizer: Any, max_length: int, *, labelled: bool = True) -> Encoding:
         """Tokenise sources and targets, each of at most ``max_length`` tokens; with a decoder alone, both together.
@@ -338,23 +322,6 @@ def _beginning(text: str, tokens: list[int], keep: int, tokenizer: Any) -> str:
         return str(tokenizer.decode(tokens[:keep], skip_special_tokens=True))
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     return text[: spans[keep - 1][1]]
-
-
-def unknown_tokens(tokenizer: Any, texts: list[str]) -> list[str]:
-    """Say how much of the texts the tokenizer has no token for; refuse it where that is most."""
-    unknown = tokenizer.unk_token_id
-    if unknown is None or not texts:
-        return []
-    ids = _plain(texts, tokenizer)
-    total, missing = sum(map(len, ids)), sum(one.count(unknown) for one in ids)
-    share = missing / max(1, total)
-    if share > _MOST_UNKNOWN:
-        example = next(text for text, one in zip(texts, ids, strict=True) if unknown in one)
-        raise DataError(
-            f"the tokenizer has no token for {share:.0%} of the text, for example in {shown(example)}",
-            hint="a model that was trained on these languages",
-        )
-    return [f"the tokenizer has no token for {share:.1%} of the text"] if share >= _SAID_UNKNOWN else []
 
 
 def _array(ids: Sequence[int]) -> NDArray[np.int32]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import DataError, UsageError, shown
+from ..core.errors import UsageError, shown
 from .base import IGNORED, Encoding, Field, Problem, Row, Task
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 PIECE = 4096
 """Characters of a piece of running text: about a thousand tokens, and several pieces even in a short text."""
-
-_SAMPLED = 4_000_000  # characters in which unknown tokens are counted
 
 ALIASES = ("text", "content", "document", "story", "body", "article", "passage", "sentence", "code")
 
@@ -113,35 +111,6 @@ def border_of(tokenizer: Any) -> Border:
     whole = tokenizer("a", verbose=False)["input_ids"]
     at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
     return Border(whole[:at], whole[at + len(plain) :])
-
-
-def check_known(rows: Iterable[Row], tokenizer: Any, allowed: float) -> list[str]:
-    """Refuse a tokenizer that cannot write the texts; say how much it lacks if that is little.
-
-    Raises:
-        DataError: more than the allowed share of the tokens stands for what the tokenizer does not know.
-    """
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is None:
-        return []
-    total = missing = read = 0
-    example = ""
-    for row in rows:
-        (ids,) = tokens_of([row], tokenizer)
-        total, read, count = total + len(ids), read + len(text_of(row)), ids.count(unknown)
-        missing += count
-        example = example or (text_of(row) if count else "")
-        if read > _SAMPLED:
-            break
-    share = missing / max(1, total)
-    if share > allowed:
-        raise DataError(
-            f"the tokenizer does not know {share:.1%} of the text's tokens, for example in {shown(example)}; "
-            f"allowed are {allowed:.1%}",
-            hint="a model that was trained on such text, or a tokenizer of your own (llmasos tokenizer train), "
-            "or a larger allow_unknown",
-        )
-    return [f"the tokenizer does not know {share:.2%} of the text's tokens (allow_unknown)"] if missing else []
 
 
 def check_share(name: str, value: float) -> None:

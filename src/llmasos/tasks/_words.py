@@ -95,12 +95,6 @@ class Pieces:
             self._known[word] = np.asarray(ids or [self._nothing], dtype=np.int32)
         return [[self._known[word] for word in words] for words in rows]
 
-    def unknown(self, rows: Sequence[Sequence[str]]) -> float:
-        """Return the share of words of which the tokenizer does not know all pieces."""
-        unknown = self._tokenizer.unk_token_id
-        found = [unknown is not None and bool((ids == unknown).any()) for words in self.of(rows) for ids in words]
-        return sum(found) / max(1, len(found))
-
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
 

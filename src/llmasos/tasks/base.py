@@ -136,6 +136,11 @@ class Task(ABC):
     """Whether loss and scores compare with what the model gave before its training (``reference``)."""
 
     @property
+    def allow_unknown(self) -> float:
+        """Share of the tokens that the tokenizer may not know; with more of them a training is refused."""
+        return 0.5
+
+    @property
     @abstractmethod
     def default_metric(self) -> str:
         """Name of the metric that picks the best model; larger is better, unless ``metrics/base.py`` says lower.

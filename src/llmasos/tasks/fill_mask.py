@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import UsageError
 from ..metrics.tokens import TokenScorer
-from ._vocabulary import PlainTextTask, border_of, check_known, check_share, cut, encoding, text_of, tokens_of
+from ._vocabulary import PlainTextTask, border_of, check_share, cut, encoding, text_of, tokens_of
 from .base import IGNORED, SETTLED, Encoding, Row
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ class MaskedLanguageModelingTask(PlainTextTask):
         return self.top_k
 
     def fitted(self, rows: Iterable[Row], tokenizer: Any = None) -> tuple[Self, list[str]]:
-        """Settle the vocabulary; check that the tokenizer can write the texts."""
+        """Settle the vocabulary."""
+        del rows
         if tokenizer is None:
             return self, []
         if tokenizer.mask_token_id is None:
@@ -112,7 +113,7 @@ class MaskedLanguageModelingTask(PlainTextTask):
         special = tuple(sorted(set(tokenizer.all_special_ids)))
         continuing = _continuing(tokenizer) if self.whole_words else ""
         vocabulary = Vocabulary(len(tokenizer), tokenizer.mask_token_id, special, continuing)
-        return replace(self, vocabulary=vocabulary), check_known(rows, tokenizer, self.allow_unknown)
+        return replace(self, vocabulary=vocabulary), []
 
     def encode(self, rows: Sequence[Row], tokenizer: Any, max_length: int, *, labelled: bool = True) -> Encoding:
         """Cut each text into sequences, each with the tokenizer's special tokens around it.

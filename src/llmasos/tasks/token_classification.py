@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from ..metrics.base import Scorer
 
 SCHEMES = ("IOB2", "IOB1", "raw")
-_UNKNOWN = 0.05  # share of words with unknown tokens from which the user is told
-_LOOKED_AT = 1000  # rows whose words are counted for it
 
 
 @dataclass(frozen=True)
@@ -273,14 +271,11 @@ class TokenClassificationTask(Task):
         return list(dict.fromkeys(tag if self.scheme == "raw" else tag[2:] for tag in tags))
 
     def fitted(self, rows: Iterable[Row], tokenizer: Any = None) -> tuple[Self, list[str]]:
-        """Settle the tags from the rows; tell if the tokenizer does not know their words."""
+        """Settle the tags from the rows."""
+        del tokenizer
         found: set[str] = set()
-        first: list[list[str]] = []
         for row in rows:
-            words = _words(row)
-            found.update(self._tags(row, words))
-            if len(first) < _LOOKED_AT:
-                first.append(words.words)
+            found.update(self._tags(row, _words(row)))
         kinds = sorted({self._kind(tag) for tag in found} - {OUTSIDE})
         if not kinds or (self.scheme == "raw" and len(found) < 2):
             only = ", ".join(map(repr, sorted(found)))
@@ -291,12 +286,6 @@ class TokenClassificationTask(Task):
             notes.append(f"{len(kinds)} types found in the data: {shown_kinds}")
         elif missing := [kind for kind in self._types() if kind not in kinds]:
             notes.append(f"no training row has an entity of type {', '.join(missing)}")
-        unknown = Pieces(tokenizer).unknown(first) if tokenizer is not None else 0.0
-        if unknown > _UNKNOWN:
-            notes.append(
-                f"the tokenizer does not know {unknown:.0%} of the words: the model was made for another language, "
-                "script or spelling, and cannot tell such words apart"
-            )
         return replace(self, labels=self.labels or self._inferred(kinds, found)), notes
 
     def _inferred(self, kinds: list[str], found: set[str]) -> tuple[str, ...]:

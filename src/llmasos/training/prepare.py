@@ -18,6 +18,7 @@ from ..core.events import Event, Note, Phase, Progress
 from ..data.dataset import Dataset, read, split
 from ..data.encoding import Encoded, encode
 from ..data.ledger import Ledger
+from ..data.unknown import check_known
 from ..tasks.base import Task
 
 
@@ -174,6 +175,8 @@ def _encoded(
         ledger=ledger,
     )
     yield Progress(len(rows))
+    for note in check_known(encoded, rows, task, tokenizer):
+        yield Note(note, "warning")
     return encoded
 
 
