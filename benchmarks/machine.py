@@ -23,6 +23,7 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
     "nncf",
+    "litgpt",
     "numpy",
 )
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from benchmarks import child, data, flops, harness, size, tables
+from benchmarks import child, data, flops, harness, pretrain, size, tables
 from benchmarks.harness import Candidate
 from benchmarks.records import Column, Result, Run, goal, middle, ratio
 
@@ -150,3 +150,36 @@ def test_made_up_rows_are_alike_for_a_seed_and_of_a_size(tmp_path):
     assert 50_000 <= one.stat().st_size < 51_000
     assert rows == len(set(texts)) == len(texts)
     assert 200 < sum(map(len, texts)) / rows < 400
+
+
+def test_the_first_steps_of_pretraining_are_not_timed():
+    pace = pretrain.Pace()
+    for loss in (9.0, 9.0, 9.0, 9.0, 2.0, 4.0):
+        pace.step(10, loss)
+    assert (pretrain.WARM, pace.tokens, pace.losses) == (4, 20, [2.0, 4.0])
+
+
+def test_blocks_are_alike_for_a_seed_and_lie_within_the_stream():
+    one, same, other = (list(pretrain.starts(range(300), 3, seed)) for seed in (0, 0, 1))
+    assert one == same != other
+    assert [len(step) for step in one] == [pretrain.ROWS] * 3
+    assert 0 <= min(map(min, one)) <= max(map(max, one)) < 300 - pretrain.LENGTH - 1
+
+
+def test_the_validation_loss_is_that_of_each_next_token_and_of_the_end(tmp_path):
+    import torch
+
+    from writers import END, byte_tokenizer
+
+    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "validation.jsonl").write_text('{"text": "ab"}\n{"text": "' + "a" * 999 + '"}\n')
+    seen = []
+
+    def after_a_comes_b_and_then_the_end(ids):
+        seen.append(ids.shape[1])
+        foretold = {END: ord("a"), ord("a"): ord("b"), ord("b"): END}
+        return 100.0 * torch.nn.functional.one_hot(torch.tensor([[foretold[i] for i in ids[0].tolist()]]), 259)
+
+    loss = pretrain.validation_loss(after_a_comes_b_and_then_the_end, tmp_path, tmp_path)
+    assert seen == [3, pretrain.LENGTH]
+    assert loss == pytest.approx(100 * (pretrain.LENGTH - 1) / (pretrain.LENGTH + 3))
