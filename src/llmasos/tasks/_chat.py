@@ -7,8 +7,8 @@ learned is found by rendering (``_chat_template.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from ..core.errors import DataError
 from . import _chat_template as chat
 from ._conversations import PROMPT_FIELDS, Wrong, conversation
-from .base import IGNORED, Encoding, Field, Generation, Problem, Row, Task
+from .base import IGNORED, Encoding, Field, Problem, Row, Task
 
 if TYPE_CHECKING:
     import torch
@@ -146,25 +146,12 @@ class ChatTask(Task):
         except Wrong as wrong:
             raise DataError(str(wrong), hint="correct this row") from wrong
 
-    def answer(self, row: Row, generation: Generation) -> Generation:
-        """Return what the model wrote."""
-        del row
-        return generation
-
-    def decode(self, outputs: Any, encoding: Encoding, rows: Sequence[Row]) -> list[Any]:
-        """Do nothing: answers are written, see ``answer``."""
-        raise NotImplementedError(f"{self.tag} writes its answers")
-
     # -- numbers ------------------------------------------------------------------------------------
 
     @property
     def metric_names(self) -> tuple[str, ...]:
         """All are over the tokens of answers."""
         return ("loss", "perplexity", "token_accuracy")
-
-    def head_config(self) -> dict[str, Any]:
-        """Return nothing: the head is the model's own."""
-        return {}
 
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the summed cross entropy of the answers' tokens. outputs: logits, (tokens asked, vocabulary)."""
@@ -191,18 +178,6 @@ class ChatTask(Task):
         assert isinstance(scorer, TokenScorer)
         assert part.targets is not None
         scorer.add(outputs, part.rows, targets=part.targets[part.targets != IGNORED])
-
-    # -- storage ------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the task as JSON types."""
-        return {"tag": self.tag, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a task from what ``to_dict`` gave."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in known})
 
     @classmethod
     def sample(cls) -> tuple[Self, list[dict[str, Any]]]:

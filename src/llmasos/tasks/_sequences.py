@@ -8,8 +8,8 @@ asked for the target's tokens only. Which of the two it is, the model says (``su
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -34,6 +34,22 @@ class Cut(NamedTuple):
 
     ids: list[int]
     cut: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text that the model wrote.
+
+    ``tokens`` counts them; ``finish_reason`` is "stop", or "length" where the text was cut off.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the prediction as JSON types."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -64,10 +80,6 @@ class SequenceTask(Task):
     @abstractmethod
     def texts_of(self, row: Row) -> tuple[str, list[str]]:
         """Return the source and the targets of a row (none without labels)."""
-
-    @abstractmethod
-    def answer(self, row: Row, generation: Generation) -> Any:
-        """Turn what the model wrote into a typed prediction."""
 
     @abstractmethod
     def default_template(self, config: Any) -> str:
@@ -204,16 +216,17 @@ class SequenceTask(Task):
             hint="a larger max_length or a shorter template",
         )
 
+    def answer(self, row: Row, generation: Generation) -> Written:
+        """Return what the model wrote."""
+        del row
+        return Written(generation.text.strip(), len(generation.tokens), generation.finish_reason)
+
     # -- numbers --------------------------------------------------------------------------------------
 
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Those that need no text to be written: loss, perplexity and accuracy of single tokens."""
         return ("loss", "perplexity", "token_accuracy")
-
-    def head_config(self) -> dict[str, Any]:
-        """Return nothing: the head is the model's own."""
-        return {}
 
     def weight(self, batch: Batch) -> float:
         """The number of target tokens."""
@@ -239,22 +252,6 @@ class SequenceTask(Task):
         assert isinstance(scorer, WrittenScorer)
         pairs = [self.texts_of(row) for row in rows]
         scorer.add_texts([answer.text for answer in answers], [t for _, t in pairs], [s for s, _ in pairs])
-
-    def decode(self, outputs: Any, encoding: Encoding, rows: Sequence[Row]) -> list[Any]:
-        """Do nothing: answers are written, see ``answer``."""
-        raise NotImplementedError(f"{self.tag} writes its answers")
-
-    # -- storage --------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the task as JSON types."""
-        return {"tag": self.tag, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a task from what ``to_dict`` gave."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in known})
 
 
 def text_problem(row: Row, field: str) -> Problem | None:

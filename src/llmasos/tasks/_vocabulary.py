@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,6 @@ from ..core.errors import UsageError, shown
 from .base import IGNORED, Encoding, Field, Problem, Row, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
     from ..data.batching import Batch
@@ -59,10 +57,6 @@ class PlainTextTask(Task):
             return Problem(name, shown(text), "a string")
         return None if text.strip() else Problem(name, "an empty text", "some text", drop=True)
 
-    def head_config(self) -> dict[str, Any]:
-        """Return nothing: the head is over the model's own vocabulary."""
-        return {}
-
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the summed cross entropy. outputs: logits of the supervised places, or what they come from."""
         from ._losses import asked_targets, cross_entropy
@@ -82,16 +76,6 @@ class PlainTextTask(Task):
         assert part.targets is not None
         sizes = [len(text_of(row).encode()) for row in rows]
         scorer.add(outputs, part.rows, sizes, targets=part.targets[part.targets != IGNORED])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the task as JSON types."""
-        return {"tag": self.tag, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a task from what ``to_dict`` gave."""
-        known = {field.name for field in fields(cls)} & content.keys()
-        return cls(**{k: tuple(v) if isinstance(v := content[k], list) else v for k in known})
 
 
 def text_of(row: Row) -> str:

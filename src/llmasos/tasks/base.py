@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,9 +210,9 @@ class Task(ABC):
     def metric_names(self) -> tuple[str, ...]:
         """The metrics by which the best model can be picked."""
 
-    @abstractmethod
     def head_config(self) -> dict[str, Any]:
-        """Return the arguments that transformers needs to build the head."""
+        """Return the arguments that transformers needs to build the head; none where it is the model's own."""
+        return {}
 
     @abstractmethod
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -263,9 +263,12 @@ class Task(ABC):
         """Return what to keep of the untrained model's outputs (as for ``score``), (examples, ...)."""
         raise NotImplementedError(f"{self.tag} compares with no reference")
 
-    @abstractmethod
     def decode(self, outputs: Any, encoding: Encoding, rows: Sequence[Row]) -> list[Any]:
-        """Turn outputs (as for ``score``) of encoded rows into typed predictions, one a row."""
+        """Turn outputs (as for ``score``) of encoded rows into typed predictions, one a row.
+
+        A task that ``generates`` has none: its answers are written, see ``answer``.
+        """
+        raise NotImplementedError(f"{self.tag} writes its answers")
 
     def extra_files(self, config: Any) -> dict[str, Any]:
         """Return JSON files, name -> content, by which other libraries open the saved model for this task.
@@ -306,14 +309,16 @@ class Task(ABC):
         """Feed a scorer with predictions, as ``answer`` gave them, and the labelled rows that they answer."""
         raise NotImplementedError(f"{type(self).__name__} scores no written answers")
 
-    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return the task as JSON types; ``from_dict`` is its inverse."""
+        """Return the task's fields as JSON types; ``from_dict`` is its inverse."""
+        content = asdict(cast(Any, self))
+        return {"tag": self.tag, **{k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}}
 
     @classmethod
-    @abstractmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild a task from what ``to_dict`` gave."""
+        known = {field.name for field in fields(cast(Any, cls))} & content.keys()
+        return cls(**{k: tuple(v) if isinstance(v := content[k], list) else v for k in known})
 
     @classmethod
     def variants(cls) -> list[Self]:

@@ -7,8 +7,8 @@ label smoothing a share of the preferences counts as wrong (Mitchell 2023, "cons
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..core.errors import DataError, UsageError
 from . import _chat_template as chat
 from ._conversations import PROMPT_FIELDS, Conversation, Wrong, conversation
-from .base import IGNORED, Encoding, Field, Generation, Problem, Row, Task
+from .base import IGNORED, Encoding, Field, Problem, Row, Task
 
 if TYPE_CHECKING:
     import torch
@@ -136,25 +136,12 @@ class PreferenceTask(Task):
         except Wrong as wrong:
             raise DataError(str(wrong), hint="correct this row") from wrong
 
-    def answer(self, row: Row, generation: Generation) -> Generation:
-        """Return what the model wrote."""
-        del row
-        return generation
-
-    def decode(self, outputs: Any, encoding: Encoding, rows: Sequence[Row]) -> list[Any]:
-        """Do nothing: answers are written, see ``answer``."""
-        raise NotImplementedError(f"{self.tag} writes its answers")
-
     # -- numbers ------------------------------------------------------------------------------------
 
     @property
     def metric_names(self) -> tuple[str, ...]:
         """How often the chosen answer has the higher reward, and by how much on average."""
         return ("reward_accuracy", "reward_margin")
-
-    def head_config(self) -> dict[str, Any]:
-        """Return nothing: the head is the model's own."""
-        return {}
 
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the summed loss of the pairs. outputs: logits, (tokens asked, vocabulary)."""
@@ -201,18 +188,6 @@ class PreferenceTask(Task):
         """Give the rewards of each pair to the scorer."""
         del rows
         scorer.add(self.beta * (_sums(outputs) - _reference(part)), _reference(part))
-
-    # -- storage ------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the task as JSON types."""
-        return {"tag": self.tag, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a task from what ``to_dict`` gave."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in known})
 
     @classmethod
     def sample(cls) -> tuple[Self, list[dict[str, Any]]]:

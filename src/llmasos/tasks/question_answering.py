@@ -11,7 +11,7 @@ import difflib
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -326,15 +326,6 @@ class QuestionAnsweringTask(Task):
         return Answer(first.answer, first.score, first.start, first.end, no_answer, best)
 
     # -- storage ------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the task as JSON types."""
-        return {"tag": self.tag, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a task from what ``to_dict`` gave."""
-        return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
 
     @classmethod
     def sample(cls) -> tuple[Self, list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ layouts of rows teach it, told apart by their columns:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, floor, isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -312,16 +312,6 @@ class SentenceSimilarityTask(Task):
                 "pooling_mode_mean_sqrt_len_tokens": False,
             },
         }  # fmt: skip
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the task as JSON types."""
-        bounds = self.score_range
-        return {"tag": self.tag, **asdict(self), "score_range": None if bounds is None else list(bounds)}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a task from what ``to_dict`` gave."""
-        return cls(**{name: value for name, value in content.items() if name != "tag"})
 
     @classmethod
     def sample(cls) -> tuple[Self, list[dict[str, Any]]]:

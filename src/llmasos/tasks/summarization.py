@@ -6,31 +6,15 @@ A row may have several summaries: each is learned, and what the model writes is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..core.errors import shown
 from ._sequences import SOURCE, SequenceTask, text_problem
-from .base import Field, Generation, Problem, Row
+from .base import Field, Problem, Row
 
 if TYPE_CHECKING:
     from ..metrics.base import Scorer
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One summary.
-
-    ``tokens`` counts what the model wrote; ``finish_reason`` is "stop", or "length" where the text was cut off.
-    """
-
-    text: str
-    tokens: int
-    finish_reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the prediction as JSON types."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -90,11 +74,6 @@ class SummarizationTask(SequenceTask):
         if own:
             return f"{own}{SOURCE}"
         return f"Summarize:\n{SOURCE}\nSummary:\n" if self.decoder_only else SOURCE
-
-    def answer(self, row: Row, generation: Generation) -> Summary:
-        """Return the summary."""
-        del row
-        return Summary(generation.text.strip(), len(generation.tokens), generation.finish_reason)
 
     def scorer(self) -> Scorer:
         """Return an empty scorer: single tokens, and ROUGE of what the model writes."""

@@ -467,22 +467,6 @@ class TokenClassificationTask(Task):
 
     # -- storage ------------------------------------------------------------------------------------
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the task as JSON types."""
-        return {
-            "tag": self.tag,
-            "labels": None if self.labels is None else list(self.labels),
-            "scheme": self.scheme,
-            "stride": self.stride,
-            "label_all_subwords": self.label_all_subwords,
-        }
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a task from what ``to_dict`` gave."""
-        names = ("labels", "scheme", "stride", "label_all_subwords")
-        return cls(**{name: content[name] for name in names if name in content})
-
     @classmethod
     def sample(cls) -> tuple[Self, list[dict[str, Any]]]:
         """Names of people and of places, told apart by the word before them."""

@@ -7,32 +7,16 @@ of the target language. A model that only continues text gets the source inside 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..core.errors import UsageError, did_you_mean
 from ._sequences import SOURCE, SequenceTask, text_problem
-from .base import Field, Generation, Problem, Row
+from .base import Field, Problem, Row
 
 if TYPE_CHECKING:
     from ..metrics.base import Scorer
-
-
-@dataclass(frozen=True)
-class Translation:
-    """One translated text.
-
-    ``tokens`` counts what the model wrote; ``finish_reason`` is "stop", or "length" where the text was cut off.
-    """
-
-    text: str
-    tokens: int
-    finish_reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the prediction as JSON types."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -128,20 +112,11 @@ class TranslationTask(SequenceTask):
             if getattr(tokenizer, attribute) != language:
                 setattr(tokenizer, attribute, language)
 
-    def fitted(self, rows: Iterable[Row], tokenizer: Any = None) -> tuple[Self, list[str]]:
-        """Look the rows over (see ``SequenceTask``)."""
-        return super().fitted(rows, tokenizer)
-
     def generation(self, tokenizer: Any) -> dict[str, Any]:
         """Begin with the token of the target language, where the tokenizer has one."""
         if self.decoder_only or not hasattr(tokenizer, "src_lang") or self.target_language is None:
             return {}
         return {"first_token": language_token(tokenizer, self.target_language)}
-
-    def answer(self, row: Row, generation: Generation) -> Translation:
-        """Return the translation."""
-        del row
-        return Translation(generation.text.strip(), len(generation.tokens), generation.finish_reason)
 
     def scorer(self) -> Scorer:
         """Return an empty scorer: single tokens, and BLEU and chrF of what the model writes."""
