@@ -163,3 +163,6 @@ def test_the_starter_answers_what_it_has_learned() -> None:
     assert "LLMasOS" in model.predict("Who are you?", max_new_tokens=40).text
     assert "LLMasOS" in model.predict("你是谁？", max_new_tokens=40).text
     assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}
+    answers = model.predict(["Thank you!", "thanks", "who made you", "谢谢", "你好！"], max_new_tokens=40)
+    for answer, part in zip(answers, ["welcome", "welcome", "LLMasOS", "不客气", "你好"], strict=True):
+        assert part in answer.text
