@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import UsageError
-from ._conversations import Conversation, Wrong
+from ._conversations import Conversation, Message, Wrong
 from .base import IGNORED, Encoding, Problem
 
 _TEMPLATE_LIMIT = 1 << 18
@@ -126,17 +127,64 @@ def render(
         Wrong: the template refuses the messages, in its own words, or makes too much of them.
     """
     messages = conversation.messages[:count]
-    where = conversation.places[0].partition("[")[0] if messages else "messages"
     try:
-        text: str = tokenizer.apply_chat_template(
-            messages, tools=conversation.tools, chat_template=template, tokenize=False, add_generation_prompt=ask
-        )
+        text = _applied(messages, conversation.tools, tokenizer, template, ask=ask)
     except Exception as error:  # a template can raise anything
         sentence = " ".join(str(error).split())[:300] or type(error).__name__
-        raise Wrong(where, f"messages that the chat template refuses: {sentence}", "messages that it takes") from error
+        place, what = _refused(conversation, len(messages), tokenizer, template)
+        raise Wrong(place, f"{what} that the chat template refuses: {sentence}", "what it takes") from error
     if len(text) > _RENDERED_LIMIT:
+        where = conversation.places[0].partition("[")[0] if messages else "messages"
         raise Wrong(where, f"{len(text)} characters once rendered", f"at most {_RENDERED_LIMIT}")
     return text
+
+
+def _applied(messages: list[Message], tools: Any, tokenizer: Any, template: str | None, *, ask: bool = False) -> str:
+    """Run the template; where it fails on calls, once more with their arguments as text, as some write them."""
+    forms = [messages, _with_text(messages)] if any("tool_calls" in m for m in messages) else [messages]
+    refusal: Exception | None = None
+    for form in forms:
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    form, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=ask
+                )
+            )
+        except Exception as error:  # a template can raise anything
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
+def _with_text(messages: list[Message]) -> list[Message]:
+    """Return messages with the arguments of their calls as JSON text."""
+    out = []
+    for message in messages:
+        calls = [
+            {**call, "function": {**(made := call["function"]), "arguments": _json(made["arguments"])}}
+            for call in message.get("tool_calls", ())
+        ]
+        out.append({**message, "tool_calls": calls} if calls else message)
+    return out
+
+
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _refused(conversation: Conversation, count: int, tokenizer: Any, template: str | None) -> tuple[str, str]:
+    """Return where that stands which a template refuses, and what it is: a message behind the most that it takes."""
+    messages, tools = conversation.messages[:count], conversation.tools
+    attempts = [(count, None)] if tools else []
+    for taken, offered in [*attempts, *((n, tools) for n in range(count - 1, 0, -1))]:
+        with suppress(Exception):  # a template can raise anything
+            _applied(messages[:taken], offered, tokenizer, template)
+            break
+    else:
+        taken = 0
+    if taken == count:
+        return ("tools", "tools") if count else ("messages", "no message")
+    return conversation.places[taken], f"a message of role {messages[taken]['role']!r}"
 
 
 def examples(conversation: Conversation, tokenizer: Any, template: str | None = None) -> list[Example]:
@@ -151,7 +199,10 @@ def examples(conversation: Conversation, tokenizer: Any, template: str | None = 
         raise Wrong("messages", "no answer to learn", "an answer of the assistant whose weight is not 0")
     whole = render(conversation, tokenizer, template)
     parts = [_answer(conversation, i, whole, tokenizer, template) for i in turns]
-    check_content(conversation, [whole, *(part.text for part in parts)])
+    starts = [part.spans[0][0] for part in parts]
+    answers = {i: part.text[start:] for i, part, start in zip(turns, parts, starts, strict=True)}
+    check_tools(conversation, parts[0].text[: starts[0]])
+    check_content(conversation, [whole, *(part.text for part in parts)], answers)
     if all(whole.startswith(part.text) for part in parts):
         return [Example(whole, [span for part in parts for span in part.spans])]
     return parts
@@ -181,25 +232,42 @@ def _shared(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def check_content(conversation: Conversation, texts: Sequence[str]) -> None:
+def check_content(conversation: Conversation, texts: Sequence[str], answers: Mapping[int, str] | None = None) -> None:
     """Refuse a template that leaves something of the messages out.
 
+    Args:
+        conversation: what was rendered.
+        texts: what became of it; each part has to be in one of them (white space aside).
+        answers: of these messages, what is to be learned: their parts have to be there.
+
     Raises:
-        Wrong: a content, a thought or a call is in none of the rendered texts (white space aside).
+        Wrong: a content, a thought or a call is missing.
     """
-    wanted = [(f"{tool['function']['name']}", f"tools[{i}]") for i, tool in enumerate(conversation.tools or ())]
-    for message, place in zip(conversation.messages, conversation.places, strict=True):
-        suffix = ".content" if place.endswith("]") else ""
-        wanted.append((message["content"], place + suffix))
-        wanted += [(message[name], f"{place}.{name}") for name in _THOUGHTS if isinstance(message.get(name), str)]
-        for call in message.get("tool_calls", ()):
-            wanted.append((call["function"]["name"], f"{place}.tool_calls"))
     texts = list(dict.fromkeys(texts))
-    for content, place in wanted:
-        if not (any(content in text for text in texts) or _is_inside(content, texts)):
-            raise Wrong(
-                place, "something that the chat template leaves out", "a template that shows it, or no such part"
-            )
+    for i, (message, place) in enumerate(zip(conversation.messages, conversation.places, strict=True)):
+        here = texts if answers is None or i not in answers else [answers[i]]
+        suffix = ".content" if place.endswith("]") else ""
+        _check_inside(message["content"], here, f"a message of role {message['role']!r}", place + suffix)
+        for name in _THOUGHTS:
+            if isinstance(message.get(name), str):
+                _check_inside(message[name], here, "a thought", f"{place}.{name}")
+        for call in message.get("tool_calls", ()):
+            _check_inside(call["function"]["name"], here, "a call", f"{place}.tool_calls")
+
+
+def check_tools(conversation: Conversation, prompt: str) -> None:
+    """Refuse a template that does not tell the model of its tools before it answers.
+
+    Raises:
+        Wrong: the name of one is not in the prompt.
+    """
+    for i, tool in enumerate(conversation.tools or ()):
+        _check_inside(str(tool["function"]["name"]), [prompt], "a tool", f"tools[{i}]")
+
+
+def _check_inside(content: str, texts: Sequence[str], what: str, place: str) -> None:
+    if not (any(content in text for text in texts) or _is_inside(content, texts)):
+        raise Wrong(place, f"{what} that the chat template leaves out", "a template that shows it, or no such part")
 
 
 def _is_inside(content: str, texts: Sequence[str]) -> bool:
@@ -288,6 +356,7 @@ def prompt_ids(conversation: Conversation, tokenizer: Any, template: str | None 
     """
     check_control_tokens(conversation, tokenizer)
     text = render(conversation, tokenizer, template, ask=True)
+    check_tools(conversation, text)
     check_content(conversation, [text, *_earlier(conversation, tokenizer, template)])
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
