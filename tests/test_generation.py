@@ -12,7 +12,7 @@ from llmasos.core.errors import BundleError, DataError, MissingExtraError, Usage
 from llmasos.generation.generator import Generator
 from writers import END, PAD, START, byte_tokenizer, save_writer, tiny_writer
 
-KINDS = ("llama", "qwen2", "qwen3", "gemma", "mistral", "gpt2", "t5", "marian")
+KINDS = ("llama", "qwen2", "qwen3", "gemma", "mistral", "gpt2", "t5", "marian", "bart", "mbart", "m2m100")
 PROMPTS = ["Once upon a time", "Hi", "The quick brown fox jumps over it", "你好", "a", "Hi there"]
 GREEDY = {"precision": "float32", "max_new_tokens": 12, "threads": 1}
 
@@ -64,7 +64,7 @@ def test_a_prompt_alone_gets_the_tokens_that_it_gets_in_a_batch(folders, kind):
     assert together == [llm.generate(prompt, **GREEDY) for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "marian"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "marian", "bart", "mbart", "m2m100"])
 @pytest.mark.parametrize("penalty", [1.0, 2.0])
 def test_beam_search_finds_what_transformers_finds(folders, kind, penalty):
     llm = LLM.from_pretrained(folders(kind))

@@ -157,11 +157,19 @@ def test_a_column_that_is_missing_is_named():
     assert "columns found: en, fr" in error.value.message
 
 
+PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz", "▁a"]
+
+
 def nllb() -> Any:
     from transformers import NllbTokenizer
 
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz", "▁a"]
-    return NllbTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[("▁", "a")])
+    return NllbTokenizer(vocab={piece: i for i, piece in enumerate(PIECES)}, merges=[("▁", "a")])
+
+
+def mbart(name: str) -> Any:
+    import transformers
+
+    return getattr(transformers, f"{name}Tokenizer")(vocab=[(piece, -float(i)) for i, piece in enumerate(PIECES)])
 
 
 def test_a_tokenizer_of_languages_is_told_both():
@@ -173,6 +181,74 @@ def test_a_tokenizer_of_languages_is_told_both():
     assert encoding.targets[0][-1] == tokenizer.eos_token_id
     assert task.generation(tokenizer) == {"first_token": code("deu_Latn")}
     assert task.prompt({"source": "a dog"}, tokenizer) == encoding.ids[0].tolist()
+
+
+# tokenizer, model, languages, and how answers begin: the language is asked for first, or it is what is started from
+MULTILINGUAL = {
+    "NLLB": (nllb, "M2M100", ("eng_Latn", "deu_Latn"), "forced_bos_token_id"),
+    "mBART": (lambda: mbart("MBart"), "MBart", ("en_XX", "de_DE"), "decoder_start_token_id"),
+    "mBART-50": (lambda: mbart("MBart50"), "MBart", ("en_XX", "de_DE"), "forced_bos_token_id"),
+}
+LETTERS = [{"source": f"a {x} {y}", "target": f"{y}{x}"} for x in "abcd" for y in "efgh"]
+
+
+@pytest.fixture(scope="module", params=MULTILINGUAL)
+def multilingual(request, tmp_path_factory):
+    """A tiny model of several languages, trained for some steps, saved and opened again."""
+    import transformers
+
+    tokenizer, name, languages, begun = MULTILINGUAL[request.param]
+    tokenizer, folder = tokenizer(), tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        **SIZES | {"vocab_size": len(tokenizer)}, max_position_embeddings=64, init_std=0.3,
+        bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+    )  # fmt: skip
+    getattr(transformers, f"{name}ForConditionalGeneration")(config).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    task = TranslationTask(source_language=languages[0], target_language=languages[1])
+    LLM.from_pretrained(folder / "base").finetune(
+        task, LETTERS, epochs=6, batch_size=4, learning_rate=1e-2, dropout=0.0, threads=1, precision="float32",
+        progress=False, output=folder / "tuned",
+    )  # fmt: skip
+    return folder / "tuned", task, begun
+
+
+def test_a_decoder_of_languages_reads_its_targets_shifted_once(multilingual):
+    llm, task = LLM.from_pretrained(multilingual[0]), multilingual[1]
+    encoding = task.encode(LETTERS[:3], llm.tokenizer, 32)
+    language = llm.tokenizer.convert_tokens_to_ids(task.target_language)
+    read = []
+    model = llm.model
+    model.get_decoder().register_forward_pre_hook(
+        lambda _module, _inputs, more: read.append(more["input_ids"]), with_kwargs=True
+    )
+    transformers_outputs(model, gather(flattened(encoding), np.arange(3)), 1, "vocabulary")
+    for ids, target in zip(read[0].tolist(), encoding.targets, strict=True):
+        end, *text = (2, language, *target[1:-1]) if target[0] == language else (language, *target[:-1])
+        assert ids[: len(target)] == [end, *text]
+        assert target.tolist() == [*text, 2 if target[0] == language else language]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_translator_of_languages_writes_what_transformers_writes(multilingual, beams):
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    folder, task, begun = multilingual
+    llm, model = LLM.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    own = AutoTokenizer.from_pretrained(folder, src_lang=task.source_language, tgt_lang=task.target_language)
+    language = own.convert_tokens_to_ids(task.target_language)
+    sources = [row["source"] for row in LETTERS[::4]]
+    answers = llm.predict(sources, num_beams=beams, max_new_tokens=10, precision="float32", threads=1)
+    for source, answer in zip(sources, answers, strict=True):
+        ids = own(source, return_tensors="pt")
+        (row,) = model.generate(
+            ids["input_ids"], attention_mask=ids["attention_mask"], do_sample=False, num_beams=beams,
+            max_new_tokens=10, **{begun: language},
+        ).tolist()  # fmt: skip
+        assert answer.text == own.decode(row, skip_special_tokens=True).strip()
+        assert language in row[:2]
+    assert all(answer.text for answer in answers)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 END, PAD, START = 256, 257, 258
@@ -42,6 +43,7 @@ def tiny_writer(kind: str, *, limit: int = 128, spread: float = 0.25, seed: int 
         "gemma": lambda: t.GemmaForCausalLM(t.GemmaConfig(**llama)),
         "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**llama, sliding_window=None)),
         "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**common, n_embd=32, n_layer=2, n_head=2, n_positions=limit)),
+        **{kind: partial(_bart, kind, {**common, "max_position_embeddings": limit}) for kind in BARTS},
         "t5": lambda: t.T5ForConditionalGeneration(
             t.T5Config(**common, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=PAD)
         ),
@@ -66,6 +68,25 @@ def tiny_writer(kind: str, *, limit: int = 128, spread: float = 0.25, seed: int 
             if parameter.dim() > 1:
                 parameter.normal_(0.0, spread)
     return model
+
+
+BARTS = {
+    "bart": ("Bart", {"forced_bos_token_id": START, "forced_eos_token_id": END}),
+    "mbart": ("MBart", {"forced_bos_token_id": 70, "forced_eos_token_id": END}),  # a language
+    "m2m100": ("M2M100", {"max_position_embeddings": 512}),  # it counts positions from the padding id on
+}
+"""Kind -> how transformers calls it, and what its answers begin and end with; its decoder starts from the end token."""
+
+
+def _bart(kind: str, common: dict):
+    import transformers
+
+    name, forced = BARTS[kind]
+    config = getattr(transformers, f"{name}Config")(
+        **common | forced, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, decoder_start_token_id=END,
+    )  # fmt: skip
+    return getattr(transformers, f"{name}ForConditionalGeneration")(config)
 
 
 def save_writer(folder: Path, kind: str = "llama", **options) -> Path:

@@ -313,7 +313,7 @@ def test_there_is_one_answer_per_row_and_it_is_json(case):
 def answers_of(case: Case, rows: list[Any], scale: float = 1.0) -> list[Any]:
     if case.task.generates:
         settled = case.task.generation(case.tokenizer)
-        first = {name: settled.pop(name) for name in ("first_token",) if name in settled}
+        first = {name: settled.pop(name) for name in ("first_token", "start_token") if name in settled}
         config = WriteConfig(**{**settled, "max_new_tokens": 4})
         return list(written(Generator(case.model, case.tokenizer, LENGTH), case.task, rows, config, first))
     encoding = case.task.encode(rows, case.tokenizer, LENGTH, labelled=False)

@@ -28,6 +28,7 @@ def plain(model: nn.Module, dtype: torch.dtype) -> Decoder:
 
 class _DecoderOnly:
     how = ""
+    start: int | None = None
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -72,7 +73,7 @@ class _EncoderDecoder:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.start = start_token(model)
+        self.start: int | None = None
 
     @torch.inference_mode()
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
@@ -85,7 +86,8 @@ class _EncoderDecoder:
         inside = [[*[1] * len(prompt), *[0] * (longest - len(prompt))] for prompt in prompts]
         self.mask = torch.tensor(inside, device=device)
         self.states = self.model.get_encoder()(input_ids=ids, attention_mask=self.mask).last_hidden_state
-        return self._forward(torch.full((len(prompts), 1), self.start, device=device))
+        start = start_of(self.model) if self.start is None else self.start
+        return self._forward(torch.full((len(prompts), 1), start, device=device))
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class _EncoderDecoder:
         return out.logits[:, -1].float()  # type: ignore[no-any-return]
 
 
-def start_token(model: Any) -> int:
+def start_of(model: Any) -> int:
     """Return the id from which an encoder-decoder model begins to write."""
     for settings in (getattr(model, "generation_config", None), model.config):
         for name in ("decoder_start_token_id", "bos_token_id"):

@@ -22,6 +22,8 @@ class Decoder(Protocol):
 
     how: str
     """In words: precision and path, with the reason."""
+    start: int | None
+    """What an encoder-decoder model writes on from; None is the model's own."""
 
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
         """Read prompts, with room for so many more tokens each; what was under way before is forgotten.

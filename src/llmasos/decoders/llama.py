@@ -77,6 +77,7 @@ def _linear_of(layer: Any) -> Iterator[nn.Module]:
 
 class _LlamaDecoder:
     how = ""
+    start: int | None = None
 
     @torch.inference_mode()
     def __init__(self, model: Any, dtype: torch.dtype) -> None:

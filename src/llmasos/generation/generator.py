@@ -15,7 +15,7 @@ import torch
 
 from ..core.config import GenerateConfig
 from ..core.errors import UsageError
-from ..decoders._plain import start_token
+from ..decoders._plain import start_of
 from ..decoders.base import Decoder, open_decoder
 from ..tasks.base import Generation
 from . import sampling
@@ -93,6 +93,7 @@ class Generator:
         logprobs: bool = False,
         streams: bool = False,
         first_token: int | None = None,
+        start_token: int | None = None,
     ) -> Iterator[Piece | Done]:
         """Write answers, those of about equally long prompts together.
 
@@ -104,13 +105,14 @@ class Generator:
             logprobs: whether the probabilities of the tokens are wanted.
             streams: whether text is wanted as it comes.
             first_token: what an encoder-decoder model must begin with.
+            start_token: what its decoder starts from, if it is not the model's own.
 
         Raises:
             UsageError: options that exclude each other, or a prompt that does not fit.
         """
         _check(config, stop, json_schema, logprobs, streams)
         room = check_fits(prompts, config.max_new_tokens, self.limit, encodes=self.encodes)
-        rules = self._rules(config, room, first_token, logprobs)
+        rules = self._rules(config, room, first_token, start_token, logprobs)
         copies: Counter[tuple[int, ...]] = Counter()
         requests = []
         for index, prompt in enumerate(prompts):
@@ -141,8 +143,9 @@ class Generator:
 
         return json_grammar(json_schema, self.tokenizer, self.ends, int(self.model.config.vocab_size))
 
-    def _rules(self, config: GenerateConfig, room: int, first: int | None, logprobs: bool) -> Rules:
+    def _rules(self, config: GenerateConfig, room: int, first: int | None, start: int | None, logprobs: bool) -> Rules:
         settings = self.model.generation_config
+        start = start_of(self.model) if start is None else start
         return Rules(
             max_new_tokens=room,
             ends=self.ends,
@@ -150,7 +153,7 @@ class Generator:
             num_beams=config.num_beams,
             length_penalty=1.0 if settings.length_penalty is None else float(settings.length_penalty),
             early_stopping=settings.early_stopping or False,
-            start=(start_token(self.model),) if self.encodes else None,
+            start=(start,) if self.encodes else None,
             processors=processors_of(self.model, self.ends, room, first),
             forced_end=settings.forced_eos_token_id if self.encodes else None,
             logprobs=logprobs,

@@ -91,6 +91,7 @@ def generate(decoder: Decoder, requests: Sequence[Request], rules: Rules) -> Ite
 
     An answer's tokens do not depend on the requests beside it.
     """
+    decoder.start = None if rules.start is None else rules.start[0]
     logits = decoder.begin([request.prompt for request in requests], rules.max_new_tokens)
     if rules.num_beams > 1:
         yield from _beams(decoder, requests, rules, logits)

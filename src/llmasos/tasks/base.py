@@ -287,10 +287,10 @@ class Task(ABC):
         raise NotImplementedError(f"{type(self).__name__} writes no text")
 
     def generation(self, tokenizer: Any) -> dict[str, Any]:
-        """Return what the task settles about its answers: fields of ``GenerateConfig``, and ``first_token``.
+        """Return what the task settles about its answers: fields of ``GenerateConfig``, and two tokens.
 
-        ``first_token`` is the id that the answer must begin with, as the language of a multilingual translator.
-        What the user asks for goes before it.
+        ``first_token`` is the id that the answer must begin with, as the language of a multilingual translator;
+        ``start_token`` the one from which a decoder starts. What the user asks for goes before them.
         """
         del tokenizer
         return {}

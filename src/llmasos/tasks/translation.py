@@ -113,10 +113,16 @@ class TranslationTask(SequenceTask):
                 setattr(tokenizer, attribute, language)
 
     def generation(self, tokenizer: Any) -> dict[str, Any]:
-        """Begin with the token of the target language, where the tokenizer has one."""
+        """Begin with the token of the target language, where the tokenizer has one.
+
+        Where its targets end with that token, as those of the first mBART do, the decoder starts from it.
+        """
         if self.decoder_only or not hasattr(tokenizer, "src_lang") or self.target_language is None:
             return {}
-        return {"first_token": language_token(tokenizer, self.target_language)}
+        self.check_languages(tokenizer)
+        language = language_token(tokenizer, self.target_language)
+        ends = tokenizer(text_target="a")["input_ids"][-1] == language
+        return {"start_token" if ends else "first_token": language}
 
     def scorer(self) -> Scorer:
         """Return an empty scorer: single tokens, and BLEU and chrF of what the model writes."""
