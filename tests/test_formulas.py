@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from llmasos.architectures import _post_norm, interface
 from llmasos.architectures.base import Dropout, pack
+from llmasos.architectures.llama import PLUGIN as LLAMA
+from llmasos.core.config import FinetuneConfig
 from llmasos.data.batching import Batch
 from llmasos.decoders.llama import PLUGIN as STEP
 from llmasos.tasks._chat import ChatTask
@@ -27,6 +29,7 @@ from llmasos.tasks.summarization import SummarizationTask
 from llmasos.tasks.text_classification import TextClassificationTask
 from llmasos.tasks.token_classification import TokenClassificationTask
 from llmasos.tasks.translation import TranslationTask
+from llmasos.training.optimizer import Parameters
 from writers import tiny_writer
 
 LENGTHS = [41, 40, 37, 33, 17, 16, 16, 9, 8, 4, 3, 3, 2, 1]
@@ -156,22 +159,48 @@ def turned(x, base):
 
 
 def logits_of_llama(model, ids):
-    """Logits after the last of these tokens by the formulas of Touvron et al. 2023, in float64."""
-    config, double = model.config, lambda layer, x: x @ layer.weight.double().t()
+    """Logits after each of these tokens by the formulas of Touvron et al. 2023, in float64."""
+    config = model.config
+
+    def double(layer, x):
+        return x @ layer.weight.double().t() + (0.0 if layer.bias is None else layer.bias.double())
+
     x = model.model.embed_tokens.weight.double()[ids]
     n, epsilon, base = len(ids), config.rms_norm_eps, config.rope_parameters["rope_theta"]
     seen = torch.ones(n, n, dtype=torch.bool).tril()
     for layer in model.model.layers:
         own = layer.self_attn
         y = norm(x, layer.input_layernorm.weight, epsilon)
-        q, k, v = (double(part, y).view(n, -1, config.head_dim) for part in (own.q_proj, own.k_proj, own.v_proj))
+        q, k, v = (double(part, y).view(n, -1, own.head_dim) for part in (own.q_proj, own.k_proj, own.v_proj))
         if hasattr(own, "q_norm"):
             q, k = norm(q, own.q_norm.weight, epsilon), norm(k, own.k_norm.weight, epsilon)
         x = x + double(own.o_proj, attention(turned(q, base), turned(k, base), v, seen).flatten(1))
         y = norm(x, layer.post_attention_layernorm.weight, epsilon)
         gate = double(layer.mlp.gate_proj, y)
         x = x + double(layer.mlp.down_proj, gate / (1 + (-gate).exp()) * double(layer.mlp.up_proj, y))
-    return double(model.lm_head, norm(x[-1], model.model.norm.weight, epsilon))
+    return double(model.lm_head, norm(x, model.model.norm.weight, epsilon))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_the_packed_forward_of_llama_with_its_positions_learns_as_the_formula(kind):
+    model, lengths = tiny_writer(kind, spread=0.1), [17, 16, 9, 3, 1]
+    targets = np.random.default_rng(0).integers(0, 50, sum(lengths))
+    batch = batch_of(lengths, targets, np.asarray(lengths, dtype=np.int32))
+    parameters = Parameters(model, FinetuneConfig(), 1e-3, architecture=LLAMA, dtype=torch.float32)
+    loss = cross_entropy(
+        LLAMA.forward(model, parameters, "vocabulary")(pack(batch, "cpu", "vocabulary")), torch.from_numpy(targets)
+    )
+    loss.backward()
+    parameters.absorb()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    parameters.release()
+    rows = torch.from_numpy(batch.ids.astype(np.int64)).split(lengths)
+    wanted = of_classes(torch.cat([logits_of_llama(model, row) for row in rows]), targets)
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    gradients = torch.autograd.grad(wanted, list(model.parameters()))
+    for (name, gradient), exact in zip(found.items(), gradients, strict=True):
+        gap = (gradient - exact).abs().max() / max(gradient.abs().max() for gradient in gradients)
+        assert gap < 1e-5, name
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
@@ -184,7 +213,7 @@ def test_prompts_steps_and_beams_of_the_decoder_are_those_of_the_formula(kind, m
     rows = [rng.integers(0, 256, length).tolist() for length in (33, 7, 7, 1, 20)]
 
     def check(logits):
-        wanted = torch.stack([logits_of_llama(model, row) for row in rows])
+        wanted = torch.stack([logits_of_llama(model, row)[-1] for row in rows])
         torch.testing.assert_close(logits.double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
     decoder = STEP.bind(model, torch.float32)
