@@ -469,7 +469,7 @@ class LLM:
                     f"{name}={options[name]!r} does nothing: {task.tag} cuts no prompt", hint="leave it out"
                 )
         settled = task.generation(self.tokenizer)
-        more = {name: settled.pop(name) for name in ("first_token", "start_token") if name in settled}
+        more: dict[str, Any] = {name: settled.pop(name) for name in ("first_token", "start_token") if name in settled}
         return _options(WriteConfig, None, {**settled, **options}), more
 
     def _untrained(self, task: Task, config: PredictConfig) -> TorchEngine:
