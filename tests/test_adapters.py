@@ -8,6 +8,7 @@ import sys
 
 import huggingface_hub
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -74,6 +75,11 @@ def test_the_base_stays_as_it_was_and_the_head_learns(adapted, base):
     drawn = load_model(base, adapted[0].task, seed=0).model
     assert not torch.equal(model.classifier.weight, drawn.classifier.weight)
     assert not torch.equal(own["pooler.dense.weight"], before["pooler.dense.weight"])
+
+
+def test_the_record_of_a_run_has_the_version_of_peft(folder):
+    record = json.loads((folder / "run" / "run.json").read_text())
+    assert record["versions"]["peft"] == peft.__version__
 
 
 def test_it_learns(base):

@@ -38,7 +38,7 @@ def _setup(architecture):
     return trainer.Setup(
         task=TextClassificationTask(num_labels=2), train=train, evaluation=None, evaluation_rows=None,
         config=FinetuneConfig(batch_size=16), learning_rate=1e-3, metric="", precision="float32",
-        architecture=architecture, special_ids=frozenset(), pad_id=0, describe=str,
+        architecture=architecture, forward="", special_ids=frozenset(), pad_id=0, describe=str,
     )  # fmt: skip
 
 

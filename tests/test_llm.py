@@ -598,6 +598,16 @@ def test_prediction_says_how_many_texts_it_cut(tuned):
     assert [event.level for event in events] == ["warning"]
 
 
+@pytest.mark.parametrize("verb", ["predict", "embed"])
+@pytest.mark.parametrize("kind", [str, list, iter], ids=["a text", "a list", "an iterator"])
+def test_the_warning_of_cut_texts_points_at_the_line_that_asked(tuned, verb, kind):
+    ask, texts = getattr(tuned.llm, verb), "good" * 9 if kind is str else kind(["good" * 9])
+    with pytest.warns(TruncatedWarning) as caught:
+        assert [*ask(texts, max_length=11)] if kind is iter else ask(texts, max_length=11) is not None
+    (line,) = {warning.filename for warning in caught}
+    assert line == __file__
+
+
 def test_no_option_of_prediction_is_without_its_test():
     assert set(OPTIONS) == {field.name for field in dataclasses.fields(EvaluateConfig)}
 

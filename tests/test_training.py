@@ -30,7 +30,7 @@ from llmasos.data.encoding import Encoded
 from llmasos.errors import DataError, HardwareError, TrainingError, UsageError
 from llmasos.training import curves, trainer
 from llmasos.training.run import default_learning_rate
-from tiny import save_tiny_bert
+from tiny import save_tiny_bert, tiny_tokenizer
 
 TASK, ROWS = TextClassificationTask.sample()
 EASY = [{"text": ("ab", "yz")[i % 2] * (2 + i % 5), "label": ("praise", "complaint")[i % 2]} for i in range(24)]
@@ -186,7 +186,7 @@ def test_memory_of_the_data_is_given_back_during_a_run(train, monkeypatch):
     monkeypatch.setattr(Encoded, "forget", lambda data: given.append(len(data)))
     monkeypatch.setattr(trainer, "_FORGET", 2)
     train(epochs=2, max_steps=5, speed="plain", fresh=True)  # which does not look for the tokens that occur
-    assert len(given) == 2
+    assert len(given) == 4  # twice in training; and once unknown tokens were counted in the rows of each side
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +398,8 @@ def check_speed(train: Train, base: Outcome) -> None:
         assert train(speed="plain").record["config"]["speed"] == "plain"
         fallen = train(speed="auto")  # a packed forward that fails ends nothing: transformers' own is used, and said
         assert fallen.record["config"]["speed"] == "plain"
-        assert any("the packed forward was asked for" in note for note in fallen.run.notes)
+        (why,) = (note for note in fallen.run.notes if "the packed forward was asked for" in note)
+        assert (fallen.record["forward"], base.record["forward"]) == (why, "packed forward of architectures/bert")
 
 
 @option
@@ -505,6 +506,7 @@ def test_the_records_of_a_run_hold_what_happened(base):
     assert record["config"]["max_length"] == 64
     assert record["task"]["labels"] == ["complaint", "praise"]
     assert record["versions"]["torch"] == str(torch.__version__)
+    assert "peft" not in record["versions"]  # which had no part in it
     assert {name: part["rows"] for name, part in record["data"].items()} == {"train": 24, "evaluation": 24}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == [event.as_dict() for event in base.events if isinstance(event, Step | Evaluated)]
@@ -514,6 +516,24 @@ def test_the_records_of_a_run_hold_what_happened(base):
     png = (folder / "curves.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert (int.from_bytes(png[16:20]), int.from_bytes(png[20:24])) == (1200, 450)
+
+
+def test_a_run_without_a_packed_forward_says_once_why(train, tmp_path):
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    tokenizer = tiny_tokenizer()
+    config = DebertaV2Config(vocab_size=len(tokenizer), relative_attention=True, pos_att_type=["p2c"], **size)
+    for part in (DebertaV2Model(config), tokenizer):
+        part.save_pretrained(tmp_path / "deberta")
+    done = train(ref=tmp_path / "deberta", max_steps=1)
+    (said,) = (note for note in done.run.notes if "packed" in note)
+    assert "the attention of deberta-v2 does not go through transformers' interface" in said
+    assert said.endswith(done.record["forward"])
+    assert said in done.record["notes"]
+    assert said in [event.text for event in done.events if isinstance(event, Note)]
+    plain = train(ref=tmp_path / "deberta", max_steps=1, speed="plain")
+    assert (plain.record["forward"], [note for note in plain.run.notes if "packed" in note]) == ("as asked", [])
 
 
 def test_a_finished_folder_holds_a_model_and_nothing_temporary(base):

@@ -257,7 +257,7 @@ def _choices(model: Any, setup: Setup, prepared: Prepared) -> list[Choice]:
         Choice("device", str(device), "the fastest that was found" if config.device == "auto" else "as asked"),
         Choice("threads", str(torch.get_num_threads()), _why_threads(config)),
         Choice("precision", setup.precision, why_precision),
-        Choice("forward", "packed" if setup.architecture else "transformers", _why_forward(setup, model)),
+        Choice("forward", "packed" if setup.architecture else "transformers", _why_forward(setup)),
         Choice("batches", *_batches(setup)),
         Choice(
             "learning_rate",
@@ -283,9 +283,9 @@ def _batches(setup: Setup) -> tuple[str, str]:
     return f"{rows} of near-equal length", f"{padding:.1%} padding instead of {whole:.0%}"
 
 
-def _why_forward(setup: Setup, model: Any) -> str:
+def _why_forward(setup: Setup) -> str:
     if setup.architecture is None:
-        return "as asked" if setup.config.speed == "plain" else f"no packed one for {model.config.model_type}"
+        return setup.forward
     return "no work on padding or on positions nobody reads; equal logits and gradients on rows of this data"
 
 

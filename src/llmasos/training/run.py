@@ -292,7 +292,9 @@ def ready(
         set_dropout(model, config.dropout)
     pad_id = tokenizer.pad_token_id or 0
     output = prepared.task.output
-    architecture = find(model, output)[0] if config.speed == "auto" else None
+    architecture, forward = find(model, output) if config.speed == "auto" else (None, "as asked")
+    if architecture is None and config.speed == "auto":
+        notes.append(f"transformers' own forward is used, since no packed one serves this model: {forward}")
     if architecture is not None:
         rows = np.argsort(prepared.train.lengths, kind="stable")
         spread = np.unique(np.linspace(0, 0.9 * (len(rows) - 1), min(4, len(rows))).astype(int))
@@ -300,7 +302,7 @@ def ready(
         proof = _proof.prove(model, architecture, few(batch), pad_id, output, gradients=True)
         if not proof.holds:
             notes.append(proof.why_not)
-            architecture = None
+            architecture, forward = None, proof.why_not
     setup = Setup(
         task=prepared.task,
         train=prepared.train,
@@ -313,6 +315,7 @@ def ready(
         metric=_metric(prepared, config),
         precision=precision,
         architecture=architecture,
+        forward=forward,
         special_ids=frozenset(tokenizer.all_special_ids),
         pad_id=pad_id,
         describe=prepared.describe,
@@ -448,7 +451,8 @@ def _write_record(
     folder: RunFolder, located: Located, setup: Setup, prepared: Prepared, notes: list[str], result: dict[str, Any]
 ) -> None:
     """Write run.json: all that is needed to repeat the run, then its result."""
-    packages = ("torch", "transformers", "tokenizers", "datasets", "numpy")
+    packages = ["torch", "transformers", "tokenizers", "datasets", "numpy"]
+    packages += ["peft"] if setup.config.adapter != "none" else []
     atomic.write_json(
         folder.records / "run.json",
         {
@@ -462,6 +466,7 @@ def _write_record(
                 "metric": setup.metric,
                 "speed": "auto" if setup.architecture else "plain",
             },
+            "forward": setup.forward,
             "seed": setup.config.seed,
             "task": setup.task.to_dict(),
             "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},

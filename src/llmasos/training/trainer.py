@@ -52,6 +52,8 @@ class Setup:
     metric: str
     precision: str
     architecture: Architecture | None
+    forward: str
+    """Which forward is trained through, or why it is transformers' own."""
     special_ids: frozenset[int]
     pad_id: int
     describe: Callable[[int], str]
