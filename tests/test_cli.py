@@ -7,6 +7,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from llmasos.cli import VERBS, command_of, examples_of, main
-from llmasos.cli.options import settle
+from llmasos.cli.options import argument_lines, settle
 from llmasos.cli.output import show_table
 from llmasos.core import plugins
 from llmasos.core.config import FinetuneConfig, PredictConfig
@@ -130,6 +131,28 @@ def test_the_help_of_a_verb_breaks_no_example_and_shows_no_type_of_ours(run, mon
     assert "<bool>" not in out
 
 
+def test_the_help_of_a_flag_that_tasks_share_is_true_of_each(run):
+    flags = {name: flag.help for flag in command_of("finetune").params for name in flag.opts}
+    for tag in plugins.names("tasks"):
+        for name, line in argument_lines(plugins.load("tasks", tag)).items():
+            flag = flags.get(f"--{name.replace('_', '-')}")
+            assert flag is None or line.rstrip(".") in flag.replace("\\[", "["), (tag, name)
+    assert flags["--label-smoothing"].startswith("preference: share of the pairs taken to be the wrong way round")
+    assert flags["--allow-unknown"].endswith("(fill-mask, language-modeling)")
+
+
+@pytest.mark.parametrize("words", [["--task", "preference", "--help"], ["-h", "--task=preference"]])
+@pytest.mark.parametrize("verb", ["finetune", "plan"])
+def test_the_help_for_a_task_shows_its_options_alone(run, monkeypatch, verb, words):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run(verb, *words)
+    assert code == 0
+    assert all(flag in out for flag in ("Options of preference", "--beta", "--label-smoothing", "--epochs", "--data"))
+    assert "share of the pairs taken to be the wrong way round" in out
+    assert not [flag for flag in ("--multi-label", "--stride", "spread over all classes") if flag in out]
+    assert "--multi-label" in run(verb, "--help")[1]
+
+
 # -- doctor, tasks ----------------------------------------------------------------------------------------
 
 
@@ -167,6 +190,43 @@ def test_tasks_lists_fields_and_options(run):
     assert task["options"].keys() == {field.name for field in fields(TextClassificationTask)}
     text = run("tasks")[1]
     assert all(name in text for name in ("text_pair", "multi_label", "review"))
+
+
+# -- every task -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def base(auto_class: str) -> Path:
+        if auto_class not in made:
+            made[auto_class] = save_tiny(tmp_path_factory.mktemp("base") / "model", auto_class)
+        return made[auto_class]
+
+    return base
+
+
+@pytest.mark.parametrize("tag", plugins.names("tasks"))
+def test_every_task_is_tuned_scored_and_asked(run, bases, tmp_path, tag):
+    kind = plugins.load("tasks", tag)
+    task, rows = kind.sample()
+    for name, part in (("rows", rows), ("few", rows[:3])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    short = ["--max-new-tokens", "2"] if task.generates else []
+    words = ["finetune", bases(kind.auto_class), "--task", tag, "--data", "rows.jsonl", "--eval-data", "few.jsonl"]
+    code, out, err = run(*words, "--output", "mine", "--max-steps", "1", "--threads", "1", "--json")
+    assert code == 0, err
+    assert task.default_metric in json.loads(out)["metrics"]
+    assert record("mine")["task"]["tag"] == tag
+    code, out, err = run("evaluate", "mine", "--data", "few.jsonl", *(short if task.scores_answers else []), "--json")
+    assert code == 0, err
+    assert json.loads(out)["metrics"].keys() >= {*task.metric_names, *task.answer_metrics}
+    code, out, err = run("predict", "mine", "--data", "few.jsonl", *short)
+    assert code == 0, err
+    assert len(lines(out)) == 3
+    inputs = {field.name for field in task.fields if not field.is_answer} & rows[0].keys()
+    assert all(answer.keys() > inputs for answer in lines(out))
 
 
 # -- plan, finetune ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -123,6 +124,11 @@ def _call(verb: str, words: list[str]) -> int:
     from ..core.errors import UsageError
 
     command, name = command_of(verb), f"llmasos {verb}"
+    task = _asked_task(words)
+    if task:
+        from .options import narrow
+
+        narrow(command.params, task)
     try:
         with command.make_context(name, words) as context:
             code = command.invoke(context)
@@ -135,6 +141,17 @@ def _call(verb: str, words: list[str]) -> int:
         ) from error
     sys.stdout.flush()
     return code or 0
+
+
+def _asked_task(words: list[str]) -> str | None:
+    """Return the task that ``--task`` names, where help is asked for."""
+    from ..core import plugins
+
+    if not {"--help", "-h"} & set(words):
+        return None
+    named = [word for option, word in pairwise(words) if option == "--task"]
+    named += [word.partition("=")[2] for word in words if word.startswith("--task=")]
+    return next((name for name in named if name in plugins.names("tasks")), None)
 
 
 def _quieten() -> None:

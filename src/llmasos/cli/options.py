@@ -91,7 +91,12 @@ def job_flags() -> list[inspect.Parameter]:
     tasks = plugins.names("tasks")
     return [
         model,
-        _flag("task", str, f"what the model is tuned for (default {DEFAULT_TASK})", "|".join(tasks)),
+        _flag(
+            "task",
+            str,
+            f"what the model is tuned for (default {DEFAULT_TASK}); with --help, only its options",
+            "|".join(tasks),
+        ),
         _flag("data", str, "training data: .jsonl, .json, .csv, .tsv, .parquet, .txt or CoNLL, each also .gz", "FILE"),
         _flag("eval_data", str, "validation data; a part of the training data if not given", "FILE"),
         inspect.Parameter("columns", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Columns),
@@ -130,24 +135,50 @@ def check(options: Mapping[str, Any], *configs: type[Config]) -> None:
 
 
 def task_flags() -> list[inspect.Parameter]:
-    """Make one flag for each field of each task; the help is the line of its docstring."""
-    out: dict[str, inspect.Parameter] = {}
-    for name in plugins.names("tasks"):
-        task = plugins.load("tasks", name)
+    """Make one flag for each field of the tasks; the help is the line of its docstring, or each task's own."""
+    out = []
+    for name, owners in _owners().items():
+        hint = typing.get_type_hints(plugins.load("tasks", next(iter(owners))))[name]
+        kind: Any = bool if hint is bool else list[str] if _is_sequence(hint) else str
+        decls = [f"--{name.replace('_', '-')}"]
+        if kind == list[str]:  # One name per flag reads better in the singular.
+            decls = [decls[0].removesuffix("s"), *decls]
+        panel = f"Options of {next(iter(owners))}" if len(owners) == 1 else "Options of several tasks"
+        out.append(_flag(name, kind, _said_by(owners), None if kind is bool else _metavar(hint), panel, decls))
+    return out
+
+
+def narrow(parameters: Sequence[Any], task: str) -> None:
+    """Hide the flags of all other tasks from the help, and let shared ones say what they do in this one."""
+    owners = _owners()
+    for parameter in parameters:
+        lines = owners.get(parameter.name, {})
+        if task in lines:
+            parameter.help, parameter.rich_help_panel = _escaped(lines[task]), f"Options of {task}"
+        parameter.hidden = bool(lines) and task not in lines
+
+
+def _owners() -> dict[str, dict[str, str]]:
+    """Return for each option of a task the tasks that have it, each with its own words for it."""
+    out: dict[str, dict[str, str]] = {}
+    for tag in plugins.names("tasks"):
+        task = plugins.load("tasks", tag)
         hints, lines = typing.get_type_hints(task), argument_lines(task)
         for field in options_of(task):
-            kind: Any = str
-            decls = [f"--{field.name.replace('_', '-')}"]
-            if hints[field.name] is bool:
-                kind = bool
-            elif _is_sequence(hints[field.name]):  # One name per flag reads better in the singular.
-                kind, decls = list[str], [decls[0].removesuffix("s"), *decls]
-                lines[field.name] = f"{lines.get(field.name, '')} Once for each, or all with commas between.".strip()
-            metavar = None if kind is bool else _metavar(hints[field.name])
-            out.setdefault(
-                field.name, _flag(field.name, kind, lines.get(field.name, ""), metavar, f"Options of {name}", decls)
-            )
-    return list(out.values())
+            more = " Once for each, or all with commas between." if _is_sequence(hints[field.name]) else ""
+            out.setdefault(field.name, {})[tag] = f"{lines.get(field.name, '')}{more}".strip()
+    return out
+
+
+def _said_by(owners: Mapping[str, str]) -> str:
+    """Join what tasks say of an option: once if all say the same."""
+    tasks: dict[str, list[str]] = {}
+    for tag, line in owners.items():
+        tasks.setdefault(line, []).append(tag)
+    if len(tasks) == 1:
+        where = "" if len(owners) == 1 else f" ({', '.join(owners)})"
+        return next(iter(tasks)).rstrip("." if where else "") + where
+    return "; ".join(f"{', '.join(tags)}: {line.rstrip('.')}" for line, tags in tasks.items())
 
 
 def settle(given: Mapping[str, Any], *, settings: Sequence[str] | None = None, recipe: str | Path | None = None) -> Job:
@@ -242,11 +273,14 @@ def _flag(
     name: str, kind: Any, help: str, metavar: str | None, panel: str | None = None, decls: Sequence[str] = ()
 ) -> inspect.Parameter:
     decls = decls or [f"--{name.replace('_', '-')}"]
-    info = typer.Option(
-        *decls, help=help.replace("[", r"\["), metavar=metavar, rich_help_panel=panel, show_default=False
-    )
+    info = typer.Option(*decls, help=_escaped(help), metavar=metavar, rich_help_panel=panel, show_default=False)
     annotation = Annotated[kind | None, info]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _escaped(text: str) -> str:
+    """Keep rich from reading brackets as its own marks."""
+    return text.replace("[", r"\[")
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:
@@ -268,8 +302,11 @@ def options_of(task: type[Task]) -> list[dataclasses.Field[Any]]:
 
 
 def argument_lines(owner: type) -> dict[str, str]:
-    """Return the lines under ``Args:`` of a class's docstring, by argument."""
-    _, _, block = inspect.cleandoc(owner.__doc__ or "").partition("\nArgs:\n")
-    block = re.split(r"\n\S", block)[0]
-    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", block, flags=re.MULTILINE)
-    return {name: " ".join(text.replace("``", "").split()) for name, text in found}
+    """Return the lines under ``Args:`` of the docstrings of a class and of those it inherits from, by argument."""
+    lines: dict[str, str] = {}
+    for kind in reversed(owner.__mro__):
+        _, _, block = inspect.cleandoc(kind.__doc__ or "").partition("\nArgs:\n")
+        block = re.split(r"\n\S", block)[0]
+        found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", block, flags=re.MULTILINE)
+        lines |= {name: " ".join(text.replace("``", "").split()) for name, text in found}
+    return lines

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import DataError, UsageError, shown
-from .base import IGNORED, Encoding, Generation, Problem, Row, Task
+from .base import IGNORED, SETTLED, Encoding, Generation, Problem, Row, Task
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ class SequenceTask(Task):
 
     template: str | None = None
     label_smoothing: float = 0.0
-    decoder_only: bool = False
+    decoder_only: bool = field(default=False, metadata=SETTLED)
 
     def __post_init__(self) -> None:
         if self.template is not None and self.template.count(SOURCE) != 1:
