@@ -21,7 +21,7 @@ LAYERS = (
     ("cli", "progress"),
     ("llm",),
     ("training",),
-    ("evaluation", "prediction"),
+    ("evaluation", "prediction", "retrieval"),
     ("engines", "generation"),
     ("architectures", "decoders", "loading", "saving", "scratch"),
     ("tasks",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Events
 from copy import copy
@@ -10,9 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from .core import bundle, plugins
+from .core import bundle
 from .core.config import Config, EvaluateConfig, FinetuneConfig, GenerateConfig, PredictConfig, WriteConfig, read_recipe
-from .core.errors import BundleError, LLMasOSError, NotFittedError, TrainingError, TruncatedWarning, UsageError
+from .core.errors import BundleError, LLMasOSError, NotFittedError, TrainingError, TruncatedWarning, UsageError, warn
 from .core.events import Event
 from .data.columns import is_row
 from .data.files import is_file
@@ -47,7 +46,7 @@ class LLM:
         self.task: Task | None = None
         self._manifest = bundle.read_manifest(located.path) or {}
         if "task" in self._manifest:
-            self.task = _saved_task(self._manifest["task"], located.path)
+            self.task = bundle.saved_task(self._manifest["task"], located.path)
         self._origin = {k: v for k, v in self._manifest.items() if k in _LINEAGE}
         self._report: Report | None = None
         self._metrics: dict[str, float] = dict(self._manifest.get("metrics", {}))
@@ -319,14 +318,18 @@ class LLM:
         self,
         data: Any,
         *,
+        documents: Any = None,
+        qrels: Any = None,
         columns: Mapping[str, str] | None = None,
         progress: bool | Listener = False,
         **options: Any,
     ) -> Report:
-        """Score the model on labelled rows.
+        """Score the model on labelled rows; or as a search, tuned or not, with ``documents`` and ``qrels``.
 
         Args:
-            data: rows, in any form that docs/guides/data.md lists.
+            data: rows, in any form that docs/guides/data.md lists; in a search the queries, rows of id and text.
+            documents: what is searched, rows of id and text.
+            qrels: judgements, rows of query_id, doc_id and relevance.
             columns: task field -> column, where names are not found by themselves.
             progress: show progress on the terminal, or a function that is called with each event.
             **options: fields of ``EvaluateConfig``, and of ``WriteConfig`` where written answers are scored.
@@ -334,6 +337,11 @@ class LLM:
         Returns:
             Metrics with 95 % intervals, the baseline of a trivial answer, per-class values, the confusion matrix.
         """
+        if documents is not None or qrels is not None:
+            from .retrieval import evaluate_search
+
+            searched = _options(EvaluateConfig, None, options)
+            return followed(evaluate_search(self.embed, data, documents, qrels, searched, columns), progress)  # type: ignore[no-any-return]
         writing = _writing(options) if self._fitted().scores_answers else {}
         scoring = {name: value for name, value in options.items() if name not in writing}
         config = _options(EvaluateConfig, None, scoring)
@@ -516,7 +524,7 @@ class LLM:
             yield from answers
             if cut.rows:
                 if progress is None:
-                    warnings.warn(str(cut), TruncatedWarning, stacklevel=3)
+                    warn(str(cut), TruncatedWarning)
                 else:
                     progress(Note(str(cut), "warning"))
 
@@ -587,12 +595,3 @@ def _writing(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those options that only say how answers are written."""
     scoring = {item.name for item in fields(EvaluateConfig)}
     return {item.name: options[item.name] for item in fields(WriteConfig) if item.name in options.keys() - scoring}
-
-
-def _saved_task(content: Any, folder: Path) -> Task:
-    try:
-        return plugins.load("tasks", content["tag"]).from_dict(content)  # type: ignore[no-any-return]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(
-            f"the task in {folder / bundle.MANIFEST} makes no sense: {error!r}", hint="copy or save the model again"
-        ) from error

@@ -15,12 +15,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from . import atomic
+from . import atomic, plugins
 from .atomic import recover, write_json, write_text
 from .errors import BundleError
 
 __all__ = ["ADAPTER", "ADAPTER_CONFIG", "FORMAT", "MANIFEST", "check_folder", "check_remote_code", "digest",
-           "inside", "is_adapter", "is_bundle", "read_manifest", "recover", "verify", "weight_files",
+           "inside", "is_adapter", "is_bundle", "read_manifest", "recover", "saved_task", "verify", "weight_files",
            "write_folder", "write_json", "write_manifest", "write_text"]  # fmt: skip
 
 FORMAT = 1
@@ -258,3 +258,17 @@ def _wrong_size(path: Path, size: int, expected: int) -> BundleError:
     return BundleError(
         f"{path} {what}: {size} bytes where its header says {expected}", hint="copy or download the model again"
     )
+
+
+def saved_task(content: Any, folder: Path) -> Any:
+    """Rebuild the task of a manifest.
+
+    Raises:
+        BundleError: it makes no sense.
+    """
+    try:
+        return plugins.load("tasks", content["tag"]).from_dict(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"the task in {folder / MANIFEST} makes no sense: {error!r}", hint="copy or save the model again"
+        ) from error

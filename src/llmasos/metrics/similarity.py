@@ -17,6 +17,7 @@ from .base import Floats, Interval, Report, counted_rows, finite, interval, resa
 
 CUTOFFS = (1, 10)
 """The k of recall@k."""
+_FIRST = 10  # the k of ndcg@k
 _DIGITS = 6  # of a cosine: the same two texts get the same one, whatever batch they were computed in
 _AT_ONCE = 512  # rows whose similarities with all candidates are held at once
 
@@ -138,8 +139,9 @@ class PartnerScorer:
     These are the first ``score`` call's rows, some thousands, so that neither memory nor work explode with the
     data; the positive itself is always there. A candidate that belongs to the row too is left out
     (``belonging``); one that is as near as the positive counts as nearer. ``recall@k`` is the share of rows
-    whose positive is among the first k, ``mrr`` the mean of 1 / rank, and for triplets ``accuracy`` the share
-    whose positive is nearer than their own negative.
+    whose positive is among the first k, ``mrr`` the mean of 1 / rank, ``ndcg@10`` that of 1 / log2(1 + rank) where
+    the rank is at most 10 (Järvelin & Kekäläinen 2002, for one relevant text), and for triplets ``accuracy`` the
+    share whose positive is nearer than their own negative.
     """
 
     def __init__(self, *, triplets: bool = False) -> None:
@@ -175,6 +177,8 @@ class PartnerScorer:
         harmonic = np.cumsum(1.0 / np.arange(1, int(places.max()) + 1))
         out = {f"recall@{k}": float(np.minimum(1.0, k / places).mean()) for k in CUTOFFS}
         out["mrr"] = float((harmonic[places - 1] / places).mean())
+        gains = _gains(np.arange(1, int(places.max()) + 1)).cumsum()
+        out[f"ndcg@{_FIRST}"] = float((gains[places - 1] / places).mean())
         return out | ({"accuracy": 0.5} if self.group == 3 else {})
 
     def report(self, samples: int = 1000, seed: int = 0) -> Report:
@@ -188,12 +192,18 @@ class PartnerScorer:
         ranks = self._joined(self._ranks)
         out = {f"recall@{k}": (ranks <= k).astype(np.float64) for k in CUTOFFS}
         out["mrr"] = 1.0 / ranks
+        out[f"ndcg@{_FIRST}"] = _gains(ranks)
         return out | ({"accuracy": np.concatenate(self._right).astype(np.float64)} if self.group == 3 else {})
 
     @staticmethod
     def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
         counted_rows(sum(map(len, parts)))
         return np.concatenate(parts)
+
+
+def _gains(ranks: NDArray[np.int64]) -> Floats:
+    """Return the normalised discounted gain of one relevant text at each rank, from 1."""
+    return np.where(ranks <= _FIRST, 1.0 / np.log2(1.0 + ranks), 0.0)
 
 
 def resampled_means(each: Floats, samples: int, seed: int) -> Iterator[Interval]:

@@ -110,10 +110,10 @@ class SentenceSimilarityTask(Task):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Correlations with scores; else recall, mean reciprocal rank and, of triplets, accuracy."""
+        """Correlations with scores; else recall, mean reciprocal rank, nDCG and, of triplets, accuracy."""
         if self.layout == "scored":
             return ("spearman", "pearson")
-        return ("mrr", "recall@1", "recall@10", *(("accuracy",) if self.layout == "triplets" else ()))
+        return ("mrr", "recall@1", "recall@10", "ndcg@10", *(("accuracy",) if self.layout == "triplets" else ()))
 
     @classmethod
     def variants(cls) -> list[Self]:
