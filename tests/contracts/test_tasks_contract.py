@@ -19,6 +19,7 @@ import torch
 
 from llmasos import LLM
 from llmasos.architectures._plain import transformers_outputs
+from llmasos.architectures.base import Projected
 from llmasos.core import plugins
 from llmasos.core.config import WriteConfig
 from llmasos.data.batching import Batch, encoded, gather, split
@@ -292,6 +293,7 @@ def test_the_loss_falls_along_its_gradient_also_in_half_precision(case):
     batch = case.batch()
     with torch.no_grad():
         outputs = transformers_outputs(case.model, batch, case.pad, case.task.output)
+        outputs = outputs.head(outputs.hidden) if isinstance(outputs, Projected) else outputs
     for dtype in (torch.float32, torch.bfloat16):
         given = outputs.detach().to(dtype).clone().requires_grad_()
         loss = case.task.loss(given, batch)

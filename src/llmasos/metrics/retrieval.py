@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,8 +65,8 @@ def ndcg(gains: Sequence[float] | Floats, judged: Iterable[float], k: int = 10) 
 
 
 def retrieval_report(
-    found: Mapping[Hashable, Sequence[Hashable]],
-    qrels: Mapping[Hashable, Mapping[Hashable, float]],
+    found: Mapping[Any, Sequence[Any]],
+    qrels: Mapping[Any, Mapping[Any, float]],
     *,
     cutoffs: Sequence[int] = (10, 100),
     samples: int = 1000,
