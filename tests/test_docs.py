@@ -36,9 +36,13 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page.name !=
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory):
     model = save_tiny_bert(tmp_path_factory.mktemp("hub") / "model", max_length=128)
+    letters = "".join(
+        sorted(set((ROOT / "src" / "llmasos" / "samples" / "support_zh.jsonl").read_text()) - set(map(chr, range(128))))
+    )
+    chinese = save_tiny_bert(tmp_path_factory.mktemp("hub") / "chinese", max_length=128, letters=letters)
     decoder = save_tiny(tmp_path_factory.mktemp("hub") / "decoder", "AutoModelForCausalLM", max_length=512)
     translator = save_tiny(tmp_path_factory.mktemp("hub") / "translator", "AutoModelForSeq2SeqLM", max_length=128)
-    models = {"bert-base-uncased": model, "bert-base-chinese": model, "HuggingFaceTB/SmolLM2-135M-Instruct": decoder,
+    models = {"bert-base-uncased": model, "bert-base-chinese": chinese, "HuggingFaceTB/SmolLM2-135M-Instruct": decoder,
               "Helsinki-NLP/opus-mt-en-de": translator, "facebook/bart-base": translator}  # fmt: skip
     with Hub(repos=models) as server:
         yield server

@@ -51,7 +51,7 @@ def test_a_search_is_scored_as_scikit_learn_and_the_definition_have_it(llm):
 
 
 def test_only_the_first_k_count(llm):
-    padding = [{"id": f"x{i}", "text": f"kite salt {i}"} for i in range(200)]
+    padding = [{"_id": f"x{i}", "text": f"kite salt {i}"} for i in range(200)]
     report = llm.evaluate(QUERIES, documents=[*DOCUMENTS, *padding], qrels=QRELS, **EXACT)
     found = llm.embed([row["text"] for row in (*DOCUMENTS, *padding)], **EXACT)
     wanted = llm.embed([row["text"] for row in QUERIES[:2]], **EXACT)

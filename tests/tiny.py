@@ -14,12 +14,12 @@ SPECIAL = {
 }
 
 
-def save_tiny_bert(folder: Path, *, max_length: int = 64) -> Path:
-    """Write the model as a standard Hugging Face folder, without a task's head."""
+def save_tiny_bert(folder: Path, *, max_length: int = 64, letters: str = "") -> Path:
+    """Write the model as a standard Hugging Face folder, without a task's head; it also knows these ``letters``."""
     import torch
     from transformers import BertConfig, BertModel
 
-    tokenizer = tiny_tokenizer(max_length)
+    tokenizer = tiny_tokenizer(max_length, letters)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -60,12 +60,12 @@ def save_tiny(folder: Path, auto_class: str, *, max_length: int = 64) -> Path:
 _DECODERS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
-def tiny_tokenizer(max_length: int = 64):
+def tiny_tokenizer(max_length: int = 64, more: str = ""):
     """Return a WordPiece tokenizer whose pieces are single characters."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    letters = string.ascii_lowercase + string.digits + string.punctuation
+    letters = string.ascii_lowercase + string.digits + string.punctuation + more
     pieces = [*SPECIAL.values(), *letters, *(f"##{letter}" for letter in letters)]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
