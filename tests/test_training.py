@@ -42,7 +42,7 @@ BASE: dict[str, Any] = {
     "eval_data": ROWS, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0.0, "schedule": "constant",
     "weight_decay": 0.0, "dropout": 0.0, "precision": "float32", "threads": 1,
 }  # fmt: skip
-LEARNS: dict[str, Any] = {"data": EASY, "eval_data": EASY, "epochs": 5, "learning_rate": 1e-2}
+LEARNS: dict[str, Any] = {"data": EASY, "eval_data": EASY, "epochs": 5, "learning_rate": 1.5e-2, "seed": 1}
 OVERFITS: dict[str, Any] = {**LEARNS, "eval_data": FLIPPED}
 
 
@@ -169,9 +169,10 @@ def test_micro_batches_give_the_weights_of_the_whole_batch(train, speed, size):
 
 
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 1.0}, {"weight_decay": 1.0, "layer_decay": 0.5}])
-def test_the_fast_path_trains_the_weights_that_transformers_would(train, options):
+def test_the_fast_path_trains_the_weights_that_transformers_would(train, options, monkeypatch):
+    monkeypatch.setattr(trainer, "POOL", 1)  # the same batches
     fast = train(epochs=3, **options)
-    plain = train(epochs=3, speed="plain", **options)
+    plain = train(epochs=3, speed="plain", fresh=True, **options)
     assert fast.record["config"]["speed"] == "auto"
     # nine steps move a weight by about 9e-3; where a gradient is zero but for rounding, Adam enlarges the rounding
     assert gap(fast.weights, plain.weights) < 1e-4
@@ -199,7 +200,8 @@ def pair_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_fast_path_trains_pairs_as_transformers_would(train, pair_model):
+def test_the_fast_path_trains_pairs_as_transformers_would(train, pair_model, monkeypatch):
+    monkeypatch.setattr(trainer, "POOL", 1)  # the same batches
     assert "token_type_ids" in LLM.from_pretrained(pair_model).tokenizer("a", "b")
     options = {"data": PAIRS, "eval_data": PAIRS, "ref": pair_model}
     fast, plain = (train(**options, speed=speed) for speed in ("auto", "plain"))
@@ -465,7 +467,7 @@ def test_the_best_model_is_kept_not_the_last(train, tmp_path):
 
 
 def test_of_equal_scores_the_lower_loss_wins(train):
-    falling, rising = train(**LEARNS), train(**{**OVERFITS, "epochs": 2, "learning_rate": 3e-3})
+    falling, rising = train(**LEARNS), train(**{**OVERFITS, "epochs": 2})
     for done, best in ((falling, -1), (rising, 0)):
         last = done.evaluations[-2:]
         assert last[0].metrics["accuracy"] == last[1].metrics["accuracy"]  # or this test proves nothing
@@ -670,12 +672,13 @@ def test_a_loss_of_nan_names_step_and_row_and_keeps_the_weights_from_before(trai
 
 def test_after_a_loss_of_nan_the_best_evaluated_model_is_kept(train, tmp_path):
     events: list[Event] = []
+    late = {"batch_size": 2, "seed": 1}  # the row comes after the first evaluation
     with pytest.raises(TrainingError):
-        train(POISONED, POISON_ROWS, batch_size=2, evaluations=2, output=tmp_path / "out", listener=events.append)
+        train(POISONED, POISON_ROWS, **late, evaluations=2, output=tmp_path / "out", listener=events.append)
     last = [event for event in events if isinstance(event, Step)][-1]
     best = [event for event in events if isinstance(event, Evaluated) and event.best][-1]
     assert best.step < last.step  # or this test proves nothing
-    clean = train(POISONED, POISON_ROWS, batch_size=2, max_steps=best.step)
+    clean = train(POISONED, POISON_ROWS, **late, max_steps=best.step)
     assert equal(weights_of(LLM.from_pretrained(tmp_path / "out")), clean.weights)
     assert left_in(tmp_path) == ["out"]
 
