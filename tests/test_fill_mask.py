@@ -150,7 +150,7 @@ def test_scores_are_those_of_the_hidden_tokens(llm):
     assert scorer.values()["pseudo_perplexity"] == pytest.approx(np.exp(loss))
 
 
-@pytest.mark.parametrize("option", [{"mask_rate": 0.0}, {"mask_rate": 1.0}, {"top_k": 0}, {"allow_unknown": -1.0}])
+@pytest.mark.parametrize("option", [{"mask_rate": 0.0}, {"mask_rate": 1.0}, {"top_k": 0}])
 def test_an_option_out_of_range_is_refused(option):
     with pytest.raises(UsageError, match=next(iter(option))):
         MaskedLanguageModelingTask(**option)
@@ -177,7 +177,7 @@ def test_the_vocabulary_is_settled_not_an_option():
     from llmasos.cli.options import options_of
 
     assert [field.name for field in options_of(MaskedLanguageModelingTask)] == [
-        "mask_rate", "whole_words", "top_k", "allow_unknown",
+        "mask_rate", "whole_words", "top_k",
     ]  # fmt: skip
     task = settled(whole_words=True)
     assert MaskedLanguageModelingTask.from_dict(task.to_dict()) == task

@@ -139,11 +139,6 @@ def test_pieces_end_at_a_blank_line_or_when_twice_as_long():
     assert [piece.line for piece in pieces] == [1, 4, 8]
 
 
-def test_a_share_of_unknown_tokens_that_is_none_is_refused():
-    with pytest.raises(UsageError, match="allow_unknown=2"):
-        LanguageModelingTask(allow_unknown=2.0)
-
-
 def test_a_tokenizer_without_an_end_is_refused():
     tokenizer = tiny_tokenizer()
     tokenizer.sep_token = None

@@ -380,6 +380,14 @@ def check_allow_dropped(train: Train, base: Outcome) -> None:
 
 
 @option
+def check_allow_unknown(train: Train, base: Outcome) -> None:
+    data = [*ROWS, {"text": "我 我 我 我 我 我 我 我", "label": "praise"}]
+    with pytest.raises(DataError, match=r"no token for .* allowed are 0%"):
+        train(data=data, allow_unknown=0.0)
+    assert any("no token for" in note for note in train(data=data).run.notes)
+
+
+@option
 def check_precision(train: Train, base: Outcome) -> None:
     for speed in ("auto", "plain"):
         low = train(precision="bfloat16", speed=speed)

@@ -88,6 +88,10 @@ class FinetuneConfig(Config):
     allow_dropped: float = option(
         0.01, "share of the rows that may be left out, such as empty ones", least=0.0, most=1.0
     )
+    allow_unknown: float | None = option(
+        None, "share of the tokens that the tokenizer may not know; a half if not given, in language modeling and "
+        "fill-mask 1 %", least=0.0, most=1.0,
+    )  # fmt: skip
     precision: str = option(
         "auto", "number format of the work; weights are always kept in float32", choices=("auto", "float32", "bfloat16")
     )

@@ -60,18 +60,19 @@ def unknown_tokens(encoded: Encoded, rows: Dataset, task: Task, tokenizer: Any) 
     return max(found, key=lambda one: one.share)
 
 
-def check_known(encoded: Encoded, rows: Dataset, task: Task, tokenizer: Any) -> list[str]:
+def check_known(encoded: Encoded, rows: Dataset, task: Task, tokenizer: Any, allowed: float | None) -> list[str]:
     """Refuse a tokenizer that cannot represent the texts; return a note where it lacks a little.
 
     Raises:
-        DataError: more than ``task.allow_unknown`` of the tokens are unknown, or all.
+        DataError: more of the tokens are unknown than is allowed (by the task where ``allowed`` is None), or all.
     """
+    allowed = task.most_unknown if allowed is None else allowed
     found = unknown_tokens(encoded, rows, task, tokenizer)
-    if found.share > task.allow_unknown or found.share == 1.0:  # of nothing, nothing can be learned
+    if found.share > allowed or found.share == 1.0:  # of nothing, nothing can be learned
         raise DataError(
-            f"{found}; allowed are {task.allow_unknown:.0%}",
+            f"{found}; allowed are {allowed:.0%}",
             hint="a model that was trained on this language and script, or a tokenizer of your own "
-            "(llmasos tokenizer train)" + (", or a larger allow_unknown" if "allow_unknown" in task.to_dict() else ""),
+            "(llmasos tokenizer train), or a larger allow_unknown",
         )
     return [str(found)] if found.is_worth_saying else []
 

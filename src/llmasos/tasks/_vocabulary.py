@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import UsageError, shown
+from ..core.errors import shown
 from .base import IGNORED, Encoding, Field, Problem, Row, Task
 
 if TYPE_CHECKING:
@@ -95,12 +95,6 @@ def border_of(tokenizer: Any) -> Border:
     whole = tokenizer("a", verbose=False)["input_ids"]
     at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
     return Border(whole[:at], whole[at + len(plain) :])
-
-
-def check_share(name: str, value: float) -> None:
-    """Refuse what is no share."""
-    if not 0.0 <= value <= 1.0:
-        raise UsageError(f"{name}={value}", hint="a share from 0 to 1")
 
 
 def cut(tokens: NDArray[Any], length: int) -> list[NDArray[Any]]:

@@ -135,10 +135,8 @@ class Task(ABC):
     needs_reference: ClassVar[bool] = False
     """Whether loss and scores compare with what the model gave before its training (``reference``)."""
 
-    @property
-    def allow_unknown(self) -> float:
-        """Share of the tokens that the tokenizer may not know; with more of them a training is refused."""
-        return 0.5
+    most_unknown: ClassVar[float] = 0.5
+    """Share of the tokens that the tokenizer may not know where the user allows no other."""
 
     @property
     @abstractmethod

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import UsageError
 from ..metrics.tokens import TokenScorer
-from ._vocabulary import PlainTextTask, border_of, check_share, cut, encoding, text_of, tokens_of
+from ._vocabulary import PlainTextTask, border_of, cut, encoding, text_of, tokens_of
 from .base import IGNORED, SETTLED, Encoding, Row
 
 if TYPE_CHECKING:
@@ -75,22 +75,20 @@ class MaskedLanguageModelingTask(PlainTextTask):
         mask_rate: share of the tokens that are asked for.
         whole_words: hide all pieces of a word together.
         top_k: how many tokens a prediction gives for each mask.
-        allow_unknown: share of the tokens that the tokenizer may not know.
         vocabulary: what the tokenizer's vocabulary looks like; settled by ``fitted``.
     """
 
     tag: ClassVar[str] = "fill-mask"
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     default_metric: ClassVar[str] = "pseudo_perplexity"
+    most_unknown: ClassVar[float] = 0.01
 
     mask_rate: float = 0.15
     whole_words: bool = False
     top_k: int = 5
-    allow_unknown: float = 0.01
     vocabulary: Vocabulary | None = field(default=None, metadata=SETTLED)
 
     def __post_init__(self) -> None:
-        check_share("allow_unknown", self.allow_unknown)
         if not 0.0 < self.mask_rate < 1.0:
             raise UsageError(f"mask_rate={self.mask_rate}", hint="a share above 0 and below 1; 0.15 is usual")
         if self.top_k < 1:

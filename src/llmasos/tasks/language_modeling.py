@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.errors import UsageError
 from ..metrics.tokens import TokenScorer
-from ._vocabulary import Border, PlainTextTask, border_of, check_share, cut, encoding, text_of, tokens_of
+from ._vocabulary import Border, PlainTextTask, border_of, cut, encoding, text_of, tokens_of
 from .base import Encoding, Row
 
 
@@ -46,19 +46,13 @@ class LanguageModelingTask(PlainTextTask):
     A document begins with the token by which the tokenizer begins texts (or that which ends them, if it has
     none) and ends with the end-of-sequence token, so that every byte of it is foretold. A piece of running text
     (a .txt file) has no end. What is longer than ``max_length`` goes on in the next sequence; nothing is cut off.
-
-    Args:
-        allow_unknown: share of the tokens that the tokenizer may not know.
     """
 
     tag: ClassVar[str] = "language-modeling"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     default_metric: ClassVar[str] = "perplexity"
 
-    allow_unknown: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_share("allow_unknown", self.allow_unknown)
+    most_unknown: ClassVar[float] = 0.01
 
     def fitted(self, rows: Iterable[Row], tokenizer: Any = None) -> tuple[Self, list[str]]:
         """Check that the tokenizer can end a text."""

@@ -175,7 +175,7 @@ def _encoded(
         ledger=ledger,
     )
     yield Progress(len(rows))
-    for note in check_known(encoded, rows, task, tokenizer):
+    for note in check_known(encoded, rows, task, tokenizer, config.allow_unknown):
         yield Note(note, "warning")
     return encoded
 
