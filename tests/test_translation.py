@@ -12,7 +12,9 @@ import torch
 from sacrebleu.metrics import BLEU, CHRF
 
 from llmasos import LLM, TranslationTask
+from llmasos.architectures import _proof
 from llmasos.architectures._plain import transformers_outputs
+from llmasos.architectures.base import Snapshot, find, pack
 from llmasos.core.errors import DataError, UsageError
 from llmasos.data.batching import Batch, gather, split
 from llmasos.data.dataset import read, stream
@@ -81,6 +83,33 @@ def test_the_loss_and_its_gradients_are_those_of_transformers_labels(name):
         assert own_loss(model, task, batch).item() / task.weight(batch) == pytest.approx(expected.item(), rel=1e-5)
         parts = sum(float(own_loss(model, task, part)) for part in split(batch, 2))
         assert parts == pytest.approx(float(own_loss(model, task, batch)), rel=1e-5)
+
+
+def many_pairs() -> Encoding:
+    """Targets of other lengths than their sources, in several groups of attention."""
+    rng = np.random.default_rng(1)
+    sources = [rng.integers(3, 50, n).astype(np.int32) for n in rng.integers(2, 60, 23)]
+    targets = [np.append(rng.integers(3, 50, n), 1).astype(np.int64) for n in rng.integers(1, 60, 23)]
+    return Encoding(sources, None, [0] * 23, targets)
+
+
+@pytest.mark.parametrize("name", ["Marian", "Bart", "MBart", "Pegasus"])
+def test_sources_and_targets_run_packed_with_transformers_logits_and_gradients(name):
+    model, batch = family(name), gather(flattened(many_pairs()), np.arange(23))
+    architecture, _ = find(model, "vocabulary")
+    assert len(pack(batch, output="vocabulary").groups) > 2
+    proof = _proof.prove(model, architecture, batch, 0, "vocabulary", gradients=True)
+    assert (proof.error, proof.logits < 1e-5, proof.gradients < 1e-5) == ("", True, True)
+    packed = architecture.forward(model, Snapshot(torch.float32), "vocabulary")(pack(batch, output="vocabulary"))
+    whole = transformers_outputs(model, batch, 0, "vocabulary")
+    torch.testing.assert_close(packed.hidden, whole.hidden, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "output"), [("T5", "vocabulary"), ("M2M100", "vocabulary"), ("Bart", "row")])
+def test_what_cannot_run_packed_says_why(name, output):
+    architecture, reason = find(family(name), output)
+    assert architecture is None
+    assert ("positions cannot begin anew" if output == "vocabulary" else "an encoder with a decoder") in reason
 
 
 def test_label_smoothing_is_torchs(tmp_path):
@@ -208,7 +237,7 @@ def multilingual(request, tmp_path_factory):
     tokenizer.save_pretrained(folder / "base")
     task = TranslationTask(source_language=languages[0], target_language=languages[1])
     LLM.from_pretrained(folder / "base").finetune(
-        task, LETTERS, epochs=6, batch_size=4, learning_rate=1e-2, dropout=0.0, threads=1, precision="float32",
+        task, LETTERS, epochs=12, batch_size=4, learning_rate=1e-2, dropout=0.0, threads=1, precision="float32",
         progress=False, output=folder / "tuned",
     )  # fmt: skip
     return folder / "tuned", task, begun

@@ -56,28 +56,32 @@ def _decoded(model: Any, batch: Batch, pad_id: int, device: torch.device) -> Pro
     inputs = {name: torch.from_numpy(value).to(device) for name, value in pad(batch, pad_id, GRAIN).items()}
     labels, inside = rectangle(batch.targets, batch.target_lengths, IGNORED, GRAIN)
     asked = torch.from_numpy(np.flatnonzero(inside & (labels != IGNORED))).to(device)
-    shifted = _shifted(model, torch.from_numpy(labels).to(device))
+    given = shifted(model, torch.from_numpy(labels).to(device))
+    with _products(model, len(labels), max(inputs["input_ids"].shape[1], given.shape[1]), device):
+        return head_reads(model, asked, **inputs, decoder_input_ids=given)
 
+
+def head_reads(model: Any, asked: Tensor, **inputs: Any) -> Projected:
+    """Run a model of text, and stop at what its head would make logits from, at the places that are asked."""
     read: list[Tensor] = []
 
-    def head_reads(_module: nn.Module, states: tuple[Tensor]) -> tuple[Tensor]:
+    def hook(_module: nn.Module, states: tuple[Tensor]) -> tuple[Tensor]:
         read.append(states[0].flatten(0, 1).index_select(0, asked))
         return (states[0][:, :0],)  # the logits come with the loss, a few places at a time
 
-    longest = max(inputs["input_ids"].shape[1], shifted.shape[1])
-    handle = model.get_output_embeddings().register_forward_pre_hook(head_reads)
+    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
     try:
-        with _products(model, len(labels), longest, device):
-            model(**inputs, decoder_input_ids=shifted, use_cache=False)
+        model(**inputs, use_cache=False)
     finally:
         handle.remove()
-    cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    return projected(model, read[0], cast)
+    kind = asked.device.type
+    return projected(model, read[0], torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
 
 
 def projected(model: Any, hidden: Tensor, cast: torch.dtype | None) -> Projected:
     """Leave the logits of a language model's head to whoever reads them. ``cast``: the precision of its product."""
-    head, vocabulary = model.get_output_embeddings(), model.config.vocab_size
+    head = model.get_output_embeddings()
+    vocabulary = getattr(head, "out_features", model.config.vocab_size)
     cap = getattr(model.config, "final_logit_softcapping", None)
     shift = getattr(model, "final_logits_bias", None)
     shift = None if shift is None or not shift.any() else shift[0]
@@ -104,7 +108,7 @@ def _products(model: Any, rows: int, longest: int, device: torch.device) -> Abst
     return sdpa_kernel(SDPBackend.MATH) if few and torch.is_grad_enabled() and device.type == "cpu" else nullcontext()
 
 
-def _shifted(model: Any, labels: Tensor) -> Tensor:
+def shifted(model: Any, labels: Tensor) -> Tensor:
     """Return what a decoder reads to give these labels: its first token, then the labels but the last."""
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         return model.prepare_decoder_input_ids_from_labels(labels=labels)  # type: ignore[no-any-return]

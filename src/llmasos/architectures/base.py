@@ -9,7 +9,7 @@ family without a file here runs transformers' own forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -48,7 +48,8 @@ class Pack:
 
     ``tokens`` places hold a token; those behind them make its size a round one (``GRAIN``), belong to no row
     and are read by nobody. ``first`` is the place of each row's first token, (rows,); ``read`` are the places
-    that are supervised, for a task of output "vocabulary".
+    that are supervised, for a task of output "vocabulary"; ``targets`` and ``target_lengths`` are then the batch's
+    own.
     """
 
     tokens: int
@@ -59,6 +60,8 @@ class Pack:
     groups: tuple[Group, ...]
     lengths: torch.Tensor
     read: torch.Tensor | None = None
+    targets: np.ndarray[Any, Any] | None = None
+    target_lengths: np.ndarray[Any, Any] | None = None
 
     def means(self, hidden: torch.Tensor) -> torch.Tensor:
         """Average over the tokens of each row. hidden: (tokens, width) -> (rows, width)."""
@@ -80,22 +83,34 @@ SCORES = 1 << 19
 def pack(batch: Batch, device: torch.device | str = "cpu", output: str = "row") -> Pack:
     """Lay a batch out for a packed forward. Rows must come sorted by length, longest first."""
     lengths = np.asarray(batch.lengths, dtype=np.int64)
+    made = laid_out(batch.ids, lengths, _runs(lengths), device, batch.types)
+    if output != "vocabulary":
+        return made
+    return replace(
+        made, read=supervised(batch, device), targets=batch.targets, target_lengths=batch.target_lengths
+    )  # fmt: skip
+
+
+def laid_out(
+    ids: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], runs: Sequence[tuple[int, int]],
+    device: torch.device | str, types: np.ndarray[Any, Any] | None = None,
+) -> Pack:  # fmt: skip
+    """Lay rows out that lie end to end; ``runs`` are the rows of each group, from and to."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    fill = -len(batch.ids) % max(GRAIN, 1 << max(0, len(batch.ids).bit_length() - 5))
+    fill = -len(ids) % max(GRAIN, 1 << max(0, len(ids).bit_length() - 5))
 
     def filled(values: np.ndarray[Any, Any], value: int) -> torch.Tensor:
         return torch.from_numpy(np.pad(values.astype(np.int64), (0, fill), constant_values=value)).to(device)
 
     return Pack(
-        tokens=len(batch.ids),
-        ids=filled(batch.ids, int(batch.ids[0])),
-        types=None if batch.types is None else filled(batch.types, 0),
+        tokens=len(ids),
+        ids=filled(ids, int(ids[0])),
+        types=None if types is None else filled(types, 0),
         positions=filled(positions, 1),
         first=torch.from_numpy(offsets[:-1]).to(device),
         lengths=torch.from_numpy(lengths).to(device),
-        read=supervised(batch, device) if output == "vocabulary" else None,
-        groups=tuple(_group(lengths, offsets, a, b, device) for a, b in _runs(lengths)),
+        groups=tuple(_group(lengths, offsets, a, b, device) for a, b in runs),
     )
 
 
@@ -118,9 +133,9 @@ def _runs(lengths: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
 def _group(
     lengths: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], begin: int, end: int, device: torch.device | str
 ) -> Group:
-    start, stop, longest = int(offsets[begin]), int(offsets[end]), -(-int(lengths[begin]) // LENGTH) * LENGTH
+    start, stop, longest = int(offsets[begin]), int(offsets[end]), -(-int(lengths[begin:end].max()) // LENGTH) * LENGTH
     rows = end - begin
-    if lengths[end - 1] == longest:
+    if lengths[begin:end].min() == longest:
         return Group(start, stop, rows, longest, None, None, None)
     inside = np.arange(longest)[None, :] < lengths[begin:end, None]  # (rows, length)
     tokens = np.where(inside, offsets[begin:end, None] + np.arange(longest)[None, :], 0)

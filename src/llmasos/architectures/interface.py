@@ -21,7 +21,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from ._plain import base_output, projected, token_logits
+from ._paired import Paired, paired, places, why_not
+from ._plain import base_output, head_reads, projected, token_logits
 from .base import Dropout, Group, Pack, Projected, Weights
 
 _NAME = "llmasos"
@@ -29,7 +30,7 @@ _NAME = "llmasos"
 
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    pack: Pack, scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
+    pack: Pack | Paired, scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
     is_causal: bool | None = None, **_others: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """softmax(Q K^T scaling) V within each row of the pack. query: (1, heads, places, dim).
@@ -40,11 +41,12 @@ def packed_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotated in float32, under autocast
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
     heads, dim = query.shape[1], query.shape[-1]
+    asking, asked = pack.sides(module) if isinstance(pack, Paired) else (pack, pack)
     parts, room = [], _KEPT
-    for group in pack.groups:
-        q, k, v = (_rectangle(states[0], group) for states in (query, key, value))
-        mask, simple = _mask(group, causal, sliding_window, q)
-        scores = group.rows * heads * group.length**2
+    for group, other in zip(asking.groups, asked.groups, strict=True):
+        q, k, v = _rectangle(query[0], group), _rectangle(key[0], other), _rectangle(value[0], other)
+        mask, simple = _mask(other, causal, sliding_window, q)
+        scores = group.rows * heads * group.length * other.length
         if scores <= room and _explicit(q, k):
             room -= scores
             out = _attend(q, k, v, mask, dropout, dim**-0.5 if scaling is None else scaling, causal=simple)
@@ -55,7 +57,7 @@ def packed_attention(
             )  # fmt: skip
         flat = out.transpose(1, 2).reshape(-1, heads, out.shape[-1])
         parts.append(flat if group.valid is None else flat.index_select(0, group.valid))
-    if (behind := query.shape[2] - pack.tokens) > 0:
+    if (behind := query.shape[2] - asking.tokens) > 0:
         parts.append(query.new_zeros(behind, heads, dim))
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
@@ -132,10 +134,10 @@ class _Interface:
     def reason_against(self, model: nn.Module, output: str) -> str | None:
         """Return why this model cannot be served, or None if it can."""
         config: Any = model.config
+        if getattr(config, "is_encoder_decoder", False):
+            return why_not(model) if output == "vocabulary" else "an encoder with a decoder"
         if not getattr(model, "_supports_attention_backend", False):
             return f"the attention of {config.model_type} does not go through transformers' interface"
-        if getattr(config, "is_encoder_decoder", False):
-            return "an encoder with a decoder"
         if getattr(config, "attn_logit_softcapping", None):
             return "attention logits are capped"
         if output == "row" and not hasattr(model, "classifier"):
@@ -228,6 +230,12 @@ class _Forward:
         """Return what ``output`` says; with ``dropout`` the model's own modules drop, from torch's generator."""
         model = self.model
         model.train(dropout is not None)
+        kind = pack.ids.device.type
+        cast = torch.autocast(kind, self._cast or torch.bfloat16, enabled=self._cast is not None)
+        if getattr(model.config, "is_encoder_decoder", False):
+            packs = paired(model, pack)
+            with _packed(model), places(model, packs), cast:
+                return self._written(model, packs)
         inputs = {
             "input_ids": pack.ids[None],
             "position_ids": pack.positions[None] + self._first_position,
@@ -235,14 +243,17 @@ class _Forward:
         }
         if pack.types is not None:
             inputs["token_type_ids"] = pack.types[None]
-        kind = pack.ids.device.type
         lowered = nullcontext() if self._lowered is None else self._lowered.used()
-        with (
-            _packed(model),
-            lowered,
-            torch.autocast(kind, self._cast or torch.bfloat16, enabled=self._cast is not None),
-        ):
+        with _packed(model), lowered, cast:
             return self._read(model, pack, inputs)
+
+    def _written(self, model: Any, packs: Paired) -> Projected:
+        """Read the sources, and the targets beside them."""
+        assert packs.source.read is not None
+        return head_reads(
+            model, packs.source.read, input_ids=packs.source.ids[None], decoder_input_ids=packs.target.ids[None],
+            pack=packs,
+        )  # fmt: skip
 
     def _read(self, model: Any, pack: Pack, inputs: dict[str, Any]) -> Tensor | Projected:
         if self.output == "embedding":

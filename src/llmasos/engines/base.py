@@ -29,7 +29,7 @@ def few(batch: Batch, rows: int = 4) -> Batch:
     """Return a few sequences of a batch, and short beginnings of them: enough to compare two ways to compute.
 
     The beginnings have many lengths, so that the padded groups of a packed forward are compared too,
-    whatever rows come first. Of the targets only those that lie along the tokens are kept.
+    whatever rows come first. Targets that are sequences are cut alike.
     """
     offsets = batch.offsets
     whole = np.unique(np.linspace(0, len(batch.lengths) - 1, min(rows, len(batch.lengths))).astype(int))
@@ -38,12 +38,17 @@ def few(batch: Batch, rows: int = 4) -> Batch:
     order = np.argsort(-lengths, kind="stable")
     picks, lengths = picks[order], lengths[order]
     places = np.concatenate([np.arange(a, a + n) for a, n in zip(offsets[picks], lengths, strict=True)])
-    aligned = batch.targets is not None and batch.target_lengths is not None and len(batch.targets) == len(batch.ids)
+    targets, ends = None, None
+    if batch.targets is not None and batch.target_lengths is not None:
+        starts = np.cumsum(batch.target_lengths) - batch.target_lengths
+        aligned = np.array_equal(batch.target_lengths, batch.lengths)
+        ends = lengths if aligned else np.minimum(batch.target_lengths[picks], lengths + 3).astype(np.int32)
+        targets = np.concatenate([batch.targets[a : a + n] for a, n in zip(starts[picks], ends, strict=True)])
     return Batch(
         batch.ids[places],
         None if batch.types is None else batch.types[places],
         lengths,
         picks,
-        batch.targets[places] if aligned and batch.targets is not None else None,
-        lengths if aligned else None,
+        targets,
+        ends,
     )
