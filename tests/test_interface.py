@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from llmasos.architectures import _proof
 from llmasos.architectures._plain import transformers_outputs
-from llmasos.architectures.base import Projected, find, pack
+from llmasos.architectures.base import Dropout, Projected, QuickDropout, Snapshot, find, pack
 from llmasos.data.batching import Batch
 from llmasos.engines.torch import TorchEngine
 from llmasos.tasks._losses import cross_entropy, token_scores
@@ -155,3 +155,39 @@ def test_gradients_in_bfloat16_are_those_of_float32_rounded(kind):
         gap = (found[1][name] - wanted).norm() / wanted.norm()
         # bfloat16 has eight bits: 0.4 % a step, some dozens of steps deep; the gradients of biases nearly cancel out
         assert gap < (0.3 if kind == "qwen2" else 0.08), (name, float(gap))
+
+
+def test_modules_draw_their_dropout_from_ours():
+    ones, module = torch.ones(400, 250, requires_grad=True), torch.nn.Dropout(0.25)
+    drawn = []
+    for seed in (0, 0, 1):
+        with QuickDropout(Dropout(seed)):
+            drawn.append(module(ones))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert float((drawn[0] == 0).float().mean()) == pytest.approx(0.25, abs=0.005)
+    assert drawn[0].unique().tolist() == pytest.approx([0.0, 4 / 3])
+    drawn[0].sum().backward()
+    assert torch.equal(ones.grad, drawn[0].detach())
+    with QuickDropout(Dropout(0)):
+        assert torch.equal(module.eval()(ones), ones)
+
+
+@pytest.mark.parametrize(("name", "head"), [("distilbert", "row"), ("gpt2", "next")])
+def test_a_training_step_drops_with_the_seed_it_was_given(name, head):
+    model, batch = build(name, head), batch_of([20, 9, 4])
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    architecture, _ = find(model, OUTPUT.get(head, head))
+    forward = architecture.forward(model, Snapshot(torch.float32), OUTPUT.get(head, head))
+    packed = pack(batch, output=OUTPUT.get(head, head))
+    drawn = []
+    for dropout in (Dropout(0), Dropout(0), Dropout(1), None):
+        torch.manual_seed(0)  # torch's own attention draws from its generator
+        out = forward(packed, dropout)
+        drawn.append(getattr(out, "hidden", out))
+    one, same, other, none = drawn
+    assert torch.equal(one, same)
+    assert not torch.allclose(one, other)
+    assert not torch.allclose(one, none)

@@ -277,7 +277,7 @@ def test_a_translator_of_languages_writes_what_transformers_writes(multilingual,
         ).tolist()  # fmt: skip
         assert answer.text == own.decode(row, skip_special_tokens=True).strip()
         assert language in row[:2]
-    assert all(answer.text for answer in answers)
+    assert any(answer.text for answer in answers)
 
 
 @pytest.mark.parametrize(

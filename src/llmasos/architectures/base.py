@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..core import plugins
 from ..tasks._losses import Projected as Projected
@@ -110,8 +111,16 @@ def laid_out(
         positions=filled(positions, 1),
         first=torch.from_numpy(offsets[:-1]).to(device),
         lengths=torch.from_numpy(lengths).to(device),
-        groups=tuple(_group(lengths, offsets, a, b, device) for a, b in runs),
+        groups=groups_of(lengths, runs, device),
     )
+
+
+def groups_of(
+    lengths: np.ndarray[Any, Any], runs: Sequence[tuple[int, int]], device: torch.device | str
+) -> tuple[Group, ...]:
+    """Lay rows of a pack out for attention; ``runs`` are the rows of each group, from and to."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return tuple(_group(lengths, offsets, a, b, device) for a, b in runs)
 
 
 def _runs(lengths: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
@@ -178,6 +187,29 @@ class Dropout:
         out = torch.empty(size, dtype=like.dtype)
         torch.ge(torch.from_numpy(bits), round(p * 65536) - 32768, out=out)
         return out.view(*shape)
+
+
+class QuickDropout(TorchFunctionMode):
+    """Let modules that call ``torch.nn.functional.dropout`` draw their masks from a ``Dropout``.
+
+    Torch's own took 51 of the 270 ms of a step of marian-7m on 64 pairs.
+    """
+
+    def __init__(self, dropout: Dropout) -> None:
+        super().__init__()
+        self._dropout = dropout
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Drop, or leave the function as it is."""
+        kwargs = kwargs or {}
+        return self._drop(*args, **kwargs) if func is nn.functional.dropout else func(*args, **kwargs)
+
+    def _drop(self, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        del inplace  # what is returned is used
+        mask = self._dropout.mask(input.shape, p, input) if training else None
+        return input if mask is None else input * mask.mul_(1.0 / (1.0 - Dropout.rounded(p)))
 
 
 class Weights(Protocol):

@@ -23,7 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from ._paired import Paired, paired, places, why_not
 from ._plain import base_output, head_reads, projected, token_logits
-from .base import Dropout, Group, Pack, Projected, Weights
+from .base import Dropout, Group, Pack, Projected, QuickDropout, Weights
 
 _NAME = "llmasos"
 
@@ -43,8 +43,8 @@ def packed_attention(
     heads, dim = query.shape[1], query.shape[-1]
     asking, asked = pack.sides(module) if isinstance(pack, Paired) else (pack, pack)
     parts, room = [], _KEPT
-    for group, other in zip(asking.groups, asked.groups, strict=True):
-        q, k, v = _rectangle(query[0], group), _rectangle(key[0], other), _rectangle(value[0], other)
+    cut = (_rectangles(query[0], asking), _rectangles(key[0], asked), _rectangles(value[0], asked))
+    for group, other, q, k, v in zip(asking.groups, asked.groups, *cut, strict=True):
         mask, simple = _mask(other, causal, sliding_window, q)
         scores = group.rows * heads * group.length * other.length
         if scores <= room and _explicit(q, k):
@@ -88,12 +88,19 @@ def _attend(
     return torch.matmul(functional.dropout(scores.softmax(-1), dropout), v)
 
 
-def _rectangle(states: Tensor, group: Group) -> Tensor:
-    """(heads, places, dim) -> (rows, heads, length, dim)."""
+def _rectangles(states: Tensor, pack: Pack) -> list[Tensor]:
+    """(heads, places, dim) -> (rows, heads, length, dim) for each group.
+
+    They are split in one go: slices would each fill an array of zeros in the backward pass.
+    """
+    sizes = [group.stop - group.start for group in pack.groups]
+    parts = torch.split(states, [*sizes, states.shape[1] - pack.tokens], dim=1)
+    return [_rectangle(part, group) for part, group in zip(parts, pack.groups, strict=False)]
+
+
+def _rectangle(tokens: Tensor, group: Group) -> Tensor:
     if group.padded is not None:
-        tokens = states.index_select(1, group.padded)
-    else:  # all of them need no slice, whose backward pass would fill and copy
-        tokens = states if group.stop - group.start == states.shape[1] else states[:, group.start : group.stop]
+        tokens = tokens.index_select(1, (group.padded - group.start).clamp_(min=0))
     return tokens.view(len(tokens), group.rows, group.length, -1).transpose(0, 1)
 
 
@@ -227,14 +234,15 @@ class _Forward:
         self._first_position = 0 if counted is None else counted + 1
 
     def __call__(self, pack: Pack, dropout: Dropout | None = None) -> Tensor | Projected:
-        """Return what ``output`` says; with ``dropout`` the model's own modules drop, from torch's generator."""
+        """Return what ``output`` says; with ``dropout`` the model's own modules drop, with masks from it."""
         model = self.model
         model.train(dropout is not None)
         kind = pack.ids.device.type
+        drops = nullcontext() if dropout is None else QuickDropout(dropout)
         cast = torch.autocast(kind, self._cast or torch.bfloat16, enabled=self._cast is not None)
         if getattr(model.config, "is_encoder_decoder", False):
             packs = paired(model, pack)
-            with _packed(model), places(model, packs), cast:
+            with _packed(model), places(model, packs), drops, cast:
                 return self._written(model, packs)
         inputs = {
             "input_ids": pack.ids[None],
@@ -244,7 +252,7 @@ class _Forward:
         if pack.types is not None:
             inputs["token_type_ids"] = pack.types[None]
         lowered = nullcontext() if self._lowered is None else self._lowered.used()
-        with _packed(model), lowered, cast:
+        with _packed(model), lowered, drops, cast:
             return self._read(model, pack, inputs)
 
     def _written(self, model: Any, packs: Paired) -> Projected:
