@@ -17,7 +17,7 @@ from typing import Any
 from . import child, harness
 from .records import Column, Result, Run, goal, ratio
 
-WIDTH, LAYERS, HEADS, ROWS, STEPS, WARM = 256, 4, 4, 32, 40, 20
+WIDTH, LAYERS, HEADS, ROWS, STEPS, WARM = 256, 4, 4, 32, 20, 12
 _PLAIN = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": 1024}
 _GROUPED = {**_PLAIN, "num_key_value_heads": 2, "head_dim": WIDTH // HEADS, "max_position_embeddings": 512}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -61,7 +61,9 @@ def prepare(work: Path) -> None:
     for name, (least, most) in LENGTHS.items():
         texts = [" ".join(rng.choice(WORDS, n)) for n in rng.integers(least, most, ROWS * (WARM + STEPS))]
         rows = ({"text": text, "label": "yes" if "ba" in text[:9] else "no"} for text in texts)
-        (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (work / f"{name}.jsonl").write_text("".join(lines))
+        (work / "held.jsonl").write_text("".join(lines[:32]))
     train_tokenizer(work / "documents.jsonl", 1200, masked=True, output=work / "tokenizer")
 
 
@@ -82,7 +84,7 @@ def train(family: str, speed: str, work: Path, seed: int) -> dict[str, Any]:
                 ends.append(time.perf_counter())
 
         run = model.finetune(
-            task, work / f"{name}.jsonl", eval_data=work / "sentences.jsonl", columns={"text": "text"},
+            task, work / f"{name}.jsonl", eval_data=work / "held.jsonl", columns={"text": "text"},
             max_steps=WARM + STEPS, epochs=2, batch_size=ROWS, max_length=256, evaluations=1, precision="auto",
             speed=speed, seed=seed, progress=follow,
         )  # fmt: skip
