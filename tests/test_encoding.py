@@ -169,7 +169,7 @@ def test_what_is_to_be_written_counts_apart_from_what_is_read():
     tokenizer, task = word_tokenizer(["a", "dog", "is", "here"]), TranslationTask()
     rows = data_of([{"source": "a dog is here", "target": "ein hund a"}], task)
     with pytest.raises(DataError, match=r"no token for 66\.7% of the text \(2 of 3 "):
-        check_known(encode(rows, task, tokenizer, 64), rows, task, tokenizer)
+        check_known(encode(rows, task, tokenizer, 64), rows, task, tokenizer, None)
 
 
 def test_a_lone_space_before_unknown_text_is_no_text():
@@ -183,4 +183,4 @@ def test_where_the_end_stands_in_for_the_unknown_nothing_is_unknown():
     tokenizer = word_tokenizer(["dog"])
     tokenizer.unk_token = "[SEP]"
     rows = data_of([("dog", "a"), ("dog", "b")])
-    assert check_known(encode(rows, TASK, tokenizer, 64), rows, TASK, tokenizer) == []
+    assert check_known(encode(rows, TASK, tokenizer, 64), rows, TASK, tokenizer, None) == []
