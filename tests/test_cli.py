@@ -259,8 +259,8 @@ def test_every_option_of_the_run_reaches_the_run(run):
         "weight_decay": 0.1, "layer_decay": 0.9, "gradient_clip": 0.5, "dropout": 0.2, "augment": 0.1,
         "max_length": 32, "max_steps": 3, "micro_batch_size": 2, "evaluations": 2, "metric": "f1_macro",
         "patience": 4, "eval_split": 0.25, "allow_truncated": 0.5, "allow_dropped": 0.4, "allow_unknown": 0.3,
-        "precision": "float32", "speed": "plain", "device": "cpu", "seed": 7, "threads": 1, "adapter": "lora", "adapter_rank": 2,
-        "adapter_alpha": 3.0, "adapter_dropout": 0.1, "adapter_targets": "query",
+        "precision": "float32", "speed": "plain", "device": "cpu", "seed": 7, "threads": 1, "adapter": "lora",
+        "adapter_rank": 2, "adapter_alpha": 3.0, "adapter_dropout": 0.1, "adapter_targets": "query",
     }  # fmt: skip
     others = {"trainable": "all", "base_precision": "float32"}  # not beside an adapter, and not without a GPU
     known = {field.name for field in fields(FinetuneConfig)}
