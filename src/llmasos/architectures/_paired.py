@@ -77,9 +77,7 @@ def places(model: Any, packs: Paired) -> Iterator[None]:
         return lambda _module, args, options: (args, {**options, "position_ids": pack.positions})
 
     sides = ((model.base_model.encoder, packs.source), (model.base_model.decoder, packs.target))
-    handles = [
-        side.embed_positions.register_forward_pre_hook(told(pack), with_kwargs=True) for side, pack in sides
-    ]  # fmt: skip
+    handles = [side.embed_positions.register_forward_pre_hook(told(pack), with_kwargs=True) for side, pack in sides]
     try:
         yield
     finally:

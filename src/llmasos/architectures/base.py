@@ -87,9 +87,7 @@ def pack(batch: Batch, device: torch.device | str = "cpu", output: str = "row") 
     made = laid_out(batch.ids, lengths, _runs(lengths), device, batch.types)
     if output != "vocabulary":
         return made
-    return replace(
-        made, read=supervised(batch, device), targets=batch.targets, target_lengths=batch.target_lengths
-    )  # fmt: skip
+    return replace(made, read=supervised(batch, device), targets=batch.targets, target_lengths=batch.target_lengths)
 
 
 def laid_out(

@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from ._paired import Paired, paired, places, why_not
-from ._plain import base_output, head_reads, projected, token_logits
+from ._plain import base_output, head_reads, token_logits
 from .base import Dropout, Group, Pack, Projected, QuickDropout, Weights
 
 _NAME = "llmasos"
@@ -276,12 +276,9 @@ class _Forward:
         at = pack.read
         head = model.get_output_embeddings()
         if getattr(model, "can_generate", lambda: False)() and head is not None:
-            hidden = model.base_model(**inputs, **_NO_CACHE).last_hidden_state[0].index_select(0, at)
-            return projected(model, hidden, self._cast)
+            return head_reads(model, at, **inputs)
         with base_output(model, lambda hidden: hidden[0].index_select(0, at)[None]):
             return model(**inputs).logits.squeeze(0)  # type: ignore[no-any-return]
 
-
-_NO_CACHE = {"use_cache": False}
 
 PLUGIN = _Interface()

@@ -325,8 +325,6 @@ class QuestionAnsweringTask(Task):
         first = best[0]
         return Answer(first.answer, first.score, first.start, first.end, no_answer, best)
 
-    # -- storage ------------------------------------------------------------------------------------
-
     @classmethod
     def sample(cls) -> tuple[Self, list[dict[str, Any]]]:
         """A number in a sentence; in some there is none."""

@@ -465,8 +465,6 @@ class TokenClassificationTask(Task):
             entities.append(Entity(label, read.text[start:end], start, end, first, last, score))
         return TokenClassification(read.text, words, tuple(entities))
 
-    # -- storage ------------------------------------------------------------------------------------
-
     @classmethod
     def sample(cls) -> tuple[Self, list[dict[str, Any]]]:
         """Names of people and of places, told apart by the word before them."""
