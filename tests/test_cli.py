@@ -501,14 +501,6 @@ def test_the_quickstart_replaces_its_own_model_and_others_only_when_told(run, tm
     assert run(*OWN, "--overwrite")[0] == 0
 
 
-def test_a_quickstart_that_was_broken_off_says_so_before_any_work(run, tmp_path):
-    (tmp_path / "quickstart-model.unfinished").mkdir()
-    code, out, err = run(*OWN)
-    assert (code, out) == (2, "")
-    assert "unfinished" in err
-    assert "loading" not in err
-
-
 def test_the_quickstart_says_what_it_did_as_json(run):
     document = json.loads(run(*OWN, "--output", "mine", "--json")[1])
     assert document["path"] == "mine"

@@ -22,7 +22,7 @@ from llmasos.metrics.retrieval import ndcg, retrieval_report, search
 from llmasos.metrics.similarity import PartnerScorer, ScoredPairsScorer, _correlation, _ranks_of, unit
 from llmasos.training.prepare import Prepared
 from llmasos.training.run import ready
-from llmasos.training.trainer import Stepper
+from llmasos.training.stepper import Stepper
 from tiny import save_tiny, save_tiny_bert
 
 PAIRS = SentenceSimilarityTask.sample()[1]

@@ -59,12 +59,12 @@ def test_a_missing_folder_names_one_that_is_nearly_called_so(tiny: Path) -> None
 
 
 def test_the_best_model_of_an_unfinished_run_is_pointed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.unfinished" / "best").mkdir(parents=True)
+    (tmp_path / "mine.unfinished" / "best-20").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for ref in ("mine", "./mine"):
         with pytest.raises(UsageError, match="there is no folder") as caught:
             locate(ref)
-        assert str(tmp_path / "mine.unfinished" / "best") in caught.value.hint
+        assert str(tmp_path / "mine.unfinished" / "best-20") in caught.value.hint
 
 
 def test_a_file_is_not_a_folder(tiny: Path) -> None:

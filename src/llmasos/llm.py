@@ -161,6 +161,7 @@ class LLM:
         columns: Mapping[str, str] | None = None,
         output: str | Path | None = None,
         overwrite: bool = False,
+        resume: bool | None = None,
         config: str | Path | None = None,
         progress: bool | Listener = True,
         **options: Any,
@@ -174,7 +175,9 @@ class LLM:
             columns: task field -> column, where names are not found by themselves.
             output: folder for the model and the records of the run; without it the model stays in
                 memory and the records go to ``LLMASOS_HOME``.
-            overwrite: replace an existing output.
+            overwrite: replace an existing output, and throw away an unfinished run beside it.
+            resume: True goes on with the unfinished run beside the output; None does so where there is one of the
+                same training. The result is the same, to the bit, as that of a run that was never stopped.
             config: a YAML recipe; ``options`` go before it.
             progress: show progress on the terminal, or a function that is called with each event.
             **options: fields of ``FinetuneConfig``.
@@ -192,7 +195,7 @@ class LLM:
         config_ = _options(FinetuneConfig, config, options)
         events = finetune(
             self.located, self.tokenizer, self.task, task, data, eval_data,
-            columns=columns, output=output, overwrite=overwrite, config=config_,
+            columns=columns, output=output, overwrite=overwrite, resume=resume, config=config_,
             model=self._reusable(task) if self._tuned or config_.adapter == "none" else None,
         )  # fmt: skip
         self._engines.clear()

@@ -35,6 +35,9 @@ def run(
     *,
     output: Annotated[str | None, typer.Option(metavar="DIR", help="folder for the tuned model")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model in that folder")] = False,
+    resume: Annotated[
+        bool | None, typer.Option("--resume/--no-resume", help="go on with an unfinished run, or refuse to")
+    ] = None,
     config: Recipe = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -54,7 +57,7 @@ def run(
     llm = LLM.from_pretrained(job.model, revision=job.revision)
     with telling_what_was_saved(render(plain=as_json)) as listener:
         result = llm.finetune(job.task, job.data, eval_data=job.eval_data, columns=job.columns, output=job.output,
-                              overwrite=overwrite, progress=listener, **job.options)  # fmt: skip
+                              overwrite=overwrite, resume=resume, progress=listener, **job.options)  # fmt: skip
     if as_json:
         show_json(result.as_dict())
     else:

@@ -99,11 +99,8 @@ def _is_ours(folder: Path) -> bool:
     """Say whether the folder is one that a quickstart made, and so may be replaced.
 
     Raises:
-        UsageError: something else has this name, or a quickstart was broken off here.
+        UsageError: something else has this name.
     """
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    if unfinished.exists():
-        raise UsageError(f"{unfinished} holds an unfinished run", hint="start anew with --overwrite")
     if (folder / MARK).is_file():
         return True
     if folder.is_dir() and not any(folder.iterdir()):

@@ -59,7 +59,7 @@ def write_folder(
     _check_target(target, overwrite, replaces)
     with full_disk(target):
         fresh = _new_folder(target)
-        with _held(fresh):
+        with held(fresh):
             try:
                 fill(fresh)
                 _sync_tree(fresh)
@@ -165,7 +165,7 @@ def _take_name(fresh: Path, target: Path) -> None:
     if exchange and exchange(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0:
         return
     old = fresh.with_suffix(_OLD)
-    with _held(target):
+    with held(target):
         target.rename(old)
         try:
             fresh.rename(target)
@@ -188,8 +188,20 @@ def _siblings(target: Path, suffix: str) -> list[Path]:
     return sorted(target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}{suffix}"))
 
 
+def hold(folder: Path) -> int | None:
+    """Take the folder's lock, which the process holds until it closes the descriptor; None if another one has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return None
+    return handle
+
+
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[bool]:
+def held(folder: Path) -> Iterator[bool]:
     """Hold the folder's lock inside the block; yield False when another process holds it."""
     if fcntl is None:
         yield folder.suffix == _OLD
@@ -197,23 +209,23 @@ def _held(folder: Path) -> Iterator[bool]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = True
+        free = True
     except OSError:
-        held = False
+        free = False
     try:
-        yield held
+        yield free
     finally:
         os.close(handle)
 
 
 def _is_abandoned(folder: Path) -> bool:
-    with _held(folder) as held:
-        return held
+    with held(folder) as free:
+        return free
 
 
 def _remove_abandoned(folder: Path) -> None:
-    with contextlib.suppress(OSError), _held(folder) as held:
-        if held:
+    with contextlib.suppress(OSError), held(folder) as free:
+        if free:
             shutil.rmtree(folder, ignore_errors=True)
 
 

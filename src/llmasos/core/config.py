@@ -125,6 +125,16 @@ class FinetuneConfig(Config):
         "number format of the frozen weights under an adapter; 4bit needs a CUDA GPU",
         choices=("float32", "4bit"),
     )
+    checkpoint_steps: int | None = option(None, "write a checkpoint every so many steps", least=1)
+    checkpoint_minutes: float = option(
+        5.0, "write a checkpoint every so many minutes, where checkpoint_steps is not given; 0 never", least=0.0
+    )
+    keep_checkpoints: int = option(2, "how many checkpoints are kept while the run goes on", least=1)
+    on_non_finite: str = option(
+        "stop",
+        "what a loss or gradient that is not finite does: stop with the last good weights, or skip the step",
+        choices=("stop", "skip"),
+    )
     seed: int = option(0, "the one seed of the run", least=0)
     threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
 

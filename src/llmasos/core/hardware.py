@@ -158,6 +158,25 @@ def reset_peak() -> bool:
     return True
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error of Python, numpy or torch means that memory ran out."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def free_memory() -> None:
+    """Give back what nobody refers to any more, also of an accelerator's memory."""
+    import torch
+
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
 def disk_free(path: str | Path) -> int:
     """Return the free bytes of the disk that ``path`` is, or would be, written to."""
     path = Path(path).absolute()

@@ -42,9 +42,9 @@ def _exists(ref: str) -> bool:
 
 
 def _advice(path: Path) -> str:
-    best = path.with_name(path.name + UNFINISHED) / "best"
-    if best.is_dir():
-        return f"its training has not finished; the best model so far is in {best}"
+    best = max(path.with_name(path.name + UNFINISHED).glob("best-*"), key=lambda one: one.stat().st_mtime, default=None)
+    if best is not None:
+        return f"its training has not finished (the same command goes on with it); the best model so far is in {best}"
     folders = [item.name for item in path.parent.iterdir() if item.is_dir()] if path.parent.is_dir() else []
     return f"{did_you_mean(path.name, folders)}give a folder that holds config.json and safetensors weights"
 

@@ -10,7 +10,7 @@ nothing to them but weight decay, which is made up for when the rows are written
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +80,7 @@ class Parameters:
         self._rows = None if used is None else torch.as_tensor(used, dtype=torch.int64)
         self._remap = self._make_remap()
         self._untouched_decay, self._table_scale = 1.0, 1.0
+        self._decays: list[float] = []  # by which the rows that no text uses were multiplied so far
         parts = self._parts(model, config, architecture)
         self._place: dict[int, tuple[int, int]] = {}
         self._shared: list[Tensor] = []
@@ -87,6 +88,9 @@ class Parameters:
         self.optimizer = torch.optim.AdamW(
             self._segments(parts, config.weight_decay), lr=learning_rate, fused=self.master.device.type in _FUSED
         )
+        for (segment,) in (group["params"] for group in self.optimizer.param_groups):  # now, so that memory is known
+            zeros = {name: torch.zeros_like(segment) for name in _MOMENTS}
+            self.optimizer.state[segment] = {"step": torch.zeros((), device=segment.device), **zeros}
         self._buffers_ready = False
 
     # -- layout -------------------------------------------------------------------------------------
@@ -241,8 +245,35 @@ class Parameters:
         rows = self._rows.to(self._table.device)
         if self._untouched_decay != 1.0:
             self._table.data.mul_(self._untouched_decay)
+            self._decays.append(self._untouched_decay)
             self._untouched_decay = 1.0
         self._table.data[rows] = self._compact(self.master)
+
+    # -- checkpoints ----------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that a step changes: copies of tensors in the CPU's memory, and numbers as JSON types."""
+        states = [self.optimizer.state[group["params"][0]] for group in self.optimizer.param_groups]
+        moments = {name: torch.cat([state[name] for state in states]).cpu() for name in _MOMENTS}
+        numbers = {"updates": float(states[0]["step"]), "untouched_decay": self._untouched_decay,
+                   "decays": list(self._decays)}  # fmt: skip
+        return {"master": self.master.to("cpu", copy=True), **moments}, numbers
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Take a state over, in a model that is as it was when its training began."""
+        self.master.copy_(tensors["master"])
+        at = 0
+        for group in self.optimizer.param_groups:
+            state = self.optimizer.state[segment := group["params"][0]]
+            state["step"].fill_(numbers["updates"])
+            for name in _MOMENTS:
+                state[name].copy_(tensors[name][at : at + segment.numel()])
+            at += segment.numel()
+        if self._table is not None:
+            for decay in numbers["decays"]:  # one by one: the same bits come out
+                self._table.data.mul_(decay)
+        self._decays, self._untouched_decay = list(numbers["decays"]), numbers["untouched_decay"]
+        self._refresh()
 
     def release(self) -> None:
         """Give the model parameters of its own again, and drop the optimiser's memory."""
@@ -254,6 +285,7 @@ class Parameters:
             parameter.data, parameter.grad = parameter.data.clone(), None
 
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 
 

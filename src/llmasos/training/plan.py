@@ -30,7 +30,9 @@ from ..tasks.base import Task
 from .adapters import summary
 from .prepare import Prepared, prepare
 from .run import _noting, ready
-from .trainer import Setup, Stepper, evaluation_steps
+from .setup import Setup
+from .stepper import Stepper
+from .trainer import evaluation_steps
 
 if TYPE_CHECKING:
     from ..data.encoding import Encoded

@@ -1,42 +1,42 @@
 """One training from start to end: prepare, load, train, keep the best model, report, take the name.
 
 While it runs, everything is in ``NAME.unfinished``; the folder takes its name in one step when it is
-complete, so NAME is never half of a model. Inside are a Hugging Face folder, ``llmasos.json`` and
+complete, so NAME is never half of a model (``folder.py``). Inside are a Hugging Face folder, ``llmasos.json`` and
 ``run/``: run.json, metrics.jsonl, the ledgers and curves.png.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import shutil
+import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from .. import __version__
-from ..core import atomic, bundle, hardware
-from ..core.config import FinetuneConfig, home
+from ..core import atomic, hardware
+from ..core.config import FinetuneConfig
 from ..core.errors import TrainingError, UsageError
-from ..core.events import Evaluated, Event, Finished, Note, Phase, Progress, Saved, Step
+from ..core.events import Event, Finished, Note, Phase, Progress, Saved
 from ..loading import load_config, longest_input
-from ..metrics.base import Report
+from ..metrics.base import Report, Scorer
 from ..saving import read_weights, save, write_weights
 from ..tasks.base import Task
+from .folder import RECORD, RunFolder
 
 if TYPE_CHECKING:
     from ..sources.base import Located
+    from .checkpoint import Checkpoint
     from .prepare import Prepared
-    from .trainer import Progressed, Setup
+    from .setup import Setup
+    from .trainer import Progressed
 
 
 @dataclass
@@ -75,89 +75,6 @@ class Run:
         }
 
 
-class RunFolder:
-    """The folder of a run in progress.
-
-    Raises:
-        UsageError: the output exists already and may not be replaced, or an unfinished run is there.
-    """
-
-    def __init__(self, output: str | Path | None, *, overwrite: bool = False) -> None:
-        self.output = None if output is None else Path(output).expanduser()
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        if self.output is None:
-            (home() / "runs").mkdir(parents=True, exist_ok=True)
-            self.path = Path(tempfile.mkdtemp(prefix=f"{stamp}-", dir=home() / "runs"))
-        else:
-            bundle.recover(self.output)
-            self._check(self.output, overwrite)
-            self.path = self.output.with_name(self.output.name + ".unfinished")
-            if self.path.exists():
-                shutil.rmtree(self.path)
-        self.overwrite = overwrite
-        self.records = self.path / bundle.RUN
-        self.records.mkdir(parents=True)
-        self.scratch = self.path / "scratch"
-        self.best = self.path / "best"
-        self._metrics = (self.records / "metrics.jsonl").open("a", encoding="utf-8")
-
-    @staticmethod
-    def _check(output: Path, overwrite: bool) -> None:
-        if output.exists() and not overwrite:
-            raise UsageError(f"{output} exists already", hint="another output, or overwrite (--overwrite)")
-        if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not bundle.is_bundle(output))):
-            raise UsageError(f"{output} is not a model folder and is not replaced", hint="name another output")
-        unfinished = output.with_name(output.name + ".unfinished")
-        if unfinished.exists() and not overwrite:
-            raise UsageError(
-                f"{unfinished} holds an unfinished run",
-                hint="its best model, if any, is in its folder best/; overwrite (--overwrite) starts anew",
-            )
-
-    def record(self, event: Event) -> None:
-        """Append steps and evaluations to metrics.jsonl."""
-        if isinstance(event, Step | Evaluated):
-            self._metrics.write(json.dumps(event.as_dict()) + "\n")
-            if isinstance(event, Evaluated):
-                self._metrics.flush()
-
-    def finish(self, fill: Callable[[Path], None]) -> Path:
-        """Complete the run: ``fill`` writes the model beside the records, and both take the output's name at once.
-
-        Without an output only the records stay.
-        """
-        self.close()
-        if self.output is None:
-            for folder in (self.scratch, self.best):
-                shutil.rmtree(folder, ignore_errors=True)
-            return self.path
-
-        def complete(fresh: Path) -> None:
-            shutil.copytree(self.records, fresh / bundle.RUN, copy_function=_link)
-            fill(fresh)
-
-        bundle.write_folder(self.output, complete, overwrite=self.overwrite)
-        shutil.rmtree(self.path, ignore_errors=True)
-        return self.output
-
-    def discard(self) -> None:
-        """Remove the folder: nothing was learned yet."""
-        self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    def close(self) -> None:
-        """Let go of the folder, leaving it as it is."""
-        self._metrics.close()
-
-
-def _link(source: str, target: str) -> None:
-    """Give a file a second name, since a ledger can be large; copy it where the disk knows no second names."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
 def default_learning_rate(model: Any) -> float:
     """Return a peak rate for AdamW by the model's width: 4e-5 x (768 / width)^2, at most 2e-4.
 
@@ -180,6 +97,7 @@ def finetune(
     columns: Mapping[str, str] | None,
     output: str | Path | None,
     overwrite: bool,
+    resume: bool | None,
     config: FinetuneConfig,
     model: Any = None,
 ) -> Generator[Event, None, tuple[Any, Task, Run]]:
@@ -189,7 +107,7 @@ def finetune(
         located: the folder that the model comes from.
         tokenizer: its tokenizer.
         known: the task that it was saved with, if any.
-        task, data, eval_data, columns, output, overwrite, config: as for ``LLM.finetune``.
+        task, data, eval_data, columns, output, overwrite, resume, config: as for ``LLM.finetune``.
         model: a model in memory to go on with; None opens the folder.
 
     Yields:
@@ -201,7 +119,7 @@ def finetune(
     from .prepare import prepare
 
     started = time.perf_counter()
-    folder = RunFolder(output, overwrite=overwrite)
+    folder = RunFolder(output, config, overwrite=overwrite, resume=resume)
     notes: list[str] = []
     try:
         hardware.set_threads(config.threads)
@@ -214,7 +132,7 @@ def finetune(
                 tokenizer=tokenizer,
                 limit=longest_input(located.path, tokenizer),
                 config=config,
-                folder=folder.records,
+                folder=folder.prepared,
                 scratch=folder.scratch,
             ),
             notes,
@@ -225,11 +143,19 @@ def finetune(
             notes.append(note)
             yield Note(note)
         setup = yield from referenced(model, setup)
-        _write_record(folder, located, setup, prepared, notes, {})
+        record = _record(located, setup, prepared, _asked(located, data, eval_data, columns))
+        checkpoint, said = folder.agree(record)
+        if folder.resuming:
+            where = f"step {checkpoint.step}" if checkpoint else "its beginning: it was stopped before a checkpoint"
+            said = [f"goes on with the unfinished run in {folder.path} from {where}", *said]
+        for note in said:
+            notes.append(note)
+            yield Note(note)
+        atomic.write_json(folder.records / RECORD, {**record, "notes": notes, "result": {}})
     except BaseException:
-        folder.discard()
+        folder.close() if folder.resuming else folder.discard()
         raise
-    job = _Job(folder, located, tokenizer, model, setup, prepared, notes, started)
+    job = _Job(folder, located, tokenizer, model, setup, prepared, notes, started, record, checkpoint)
     with atomic.full_disk(folder.output or folder.path):
         return (yield from _train(job))
 
@@ -246,6 +172,8 @@ class _Job:
     prepared: Prepared
     notes: list[str]
     started: float
+    record: dict[str, Any]
+    checkpoint: Checkpoint | None
 
 
 def _noting(events: Generator[Event, None, Any], notes: list[str]) -> Generator[Event, None, Any]:
@@ -271,7 +199,7 @@ def ready(
     from ..loading import load_model, set_dropout
     from . import adapters
     from .freezing import freeze
-    from .trainer import Setup
+    from .setup import Setup
 
     device = hardware.pick_device(config.device)
     precision, _ = hardware.pick_precision(config.precision, device)
@@ -351,33 +279,37 @@ def _metric(prepared: Prepared, config: FinetuneConfig) -> str:
 
 
 def _train(job: _Job) -> Generator[Event, None, tuple[Any, Task, Run]]:
-    from .trainer import Progressed, interruptible, train
+    from .trainer import Progressed, stopping, train
 
     folder, model, setup, notes = job.folder, job.model, job.setup, job.notes
     state = Progressed()
 
     def keep() -> None:
-        bundle.write_folder(folder.best, lambda path: write_weights(model, path, shared=True), overwrite=True)
+        folder.keep(state.step, lambda path: write_weights(model, path, shared=True))
 
     error: BaseException | None = None
+    checkpoints = folder.checkpoints if folder.output is not None else None
     try:
         yield Phase("train", setup.steps)
-        for event in train(model, setup, keep, state):
+        for event in train(model, setup, keep, state, checkpoints, job.checkpoint):
             folder.record(event)
             if isinstance(event, Note):
                 notes.append(event.text)
             yield event
+        if state.reason == "terminated":
+            folder.close()
+            raise Terminated(folder.path, state.step)
         yield Phase("save")
     except (TrainingError, KeyboardInterrupt) as stopped:
         error = stopped
         state.reason = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "stopped"
     except BaseException:
-        folder.discard() if not state.step else folder.close()
+        folder.close() if state.step or folder.resuming else folder.discard()
         raise
     if not state.step or (state.broken and not state.best_step):
         folder.discard()
         raise error or TrainingError("no step was made", hint="epochs or max_steps is 0")
-    with interruptible() as pressed:  # half a model helps nobody: Ctrl-C waits for the whole
+    with stopping() as asked:  # half a model helps nobody: Ctrl-C waits for the whole
         run = _complete(job, state)
     if folder.output is not None:
         yield Saved(run.path)
@@ -387,9 +319,17 @@ def _train(job: _Job) -> Generator[Event, None, tuple[Any, Task, Run]]:
         error.kept = (model, setup.task, run)
         raise error
     yield Finished(state.reason, state.step, run.seconds, run.metrics)
-    if error or pressed.is_set():
+    if error or asked.stop:
         raise Interrupted(model, setup.task, run) from error
     return model, setup.task, run
+
+
+class Terminated(SystemExit):
+    """SIGTERM, after a checkpoint was written: the process ends with the code that a shell gives for it."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        super().__init__(128 + signal.SIGTERM)
+        self.message = f"stopped by SIGTERM after step {step}; the same command goes on from the checkpoint in {path}"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -404,8 +344,9 @@ def _complete(job: _Job, state: Progressed) -> Run:
     """Take the best weights back, write the records and save the model."""
     folder, model, prepared = job.folder, job.model, job.prepared
     if state.best_step and state.best_step < state.step:
-        read_weights(model, folder.best)
-    report = state.best_scorer.report() if state.best_scorer else None
+        read_weights(model, folder.best(state.best_step))
+    scorer = state.best_scorer or (_scored(job) if state.best_step else None)
+    report = scorer.report() if scorer else None
     metrics = next((e.metrics for e in state.history if e.step == state.best_step), {})
     run = Run(
         path=folder.output or folder.path,
@@ -420,12 +361,20 @@ def _complete(job: _Job, state: Progressed) -> Run:
         notes=job.notes,
         lineage=lineage(job.located, prepared),
     )
-    _write_record(
-        folder, job.located, job.setup, prepared, job.notes, run.as_dict() | {"training_seconds": state.seconds}
-    )
+    result = run.as_dict() | {"training_seconds": state.seconds}
+    atomic.write_json(folder.records / RECORD, {**job.record, "notes": job.notes, "result": result})
     _draw(folder)
     folder.finish(lambda path: save(path, model, job.tokenizer, job.setup.task, run.lineage, report, metrics))
     return run
+
+
+def _scored(job: _Job) -> Scorer:
+    """Score the best model again: it was found before the run was stopped and gone on with."""
+    from ..evaluation import evaluate
+
+    setup = job.setup
+    assert setup.evaluation is not None
+    return evaluate(setup.engine(job.model), setup.task, setup.evaluation, setup.evaluation_rows)[1]
 
 
 def _draw(folder: RunFolder) -> None:
@@ -447,33 +396,37 @@ def lineage(located: Located, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _write_record(
-    folder: RunFolder, located: Located, setup: Setup, prepared: Prepared, notes: list[str], result: dict[str, Any]
-) -> None:
-    """Write run.json: all that is needed to repeat the run, then its result."""
+def _asked(located: Located, data: Any, eval_data: Any, columns: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return what a run was asked to learn from; None for data that lives in memory."""
+    files = {name: str(Path(value).absolute()) if isinstance(value, str | Path) else None
+             for name, value in (("data", data), ("eval_data", eval_data))}  # fmt: skip
+    held = "memory" if eval_data is not None and files["eval_data"] is None else files["eval_data"]
+    return {"model": located.ref, **files, "eval_data": held, "columns": dict(columns or {})}
+
+
+def _record(located: Located, setup: Setup, prepared: Prepared, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return all that is needed to repeat the run."""
     packages = ["torch", "transformers", "tokenizers", "datasets", "numpy"]
     packages += ["peft"] if setup.config.adapter != "none" else []
-    atomic.write_json(
-        folder.records / "run.json",
-        {
-            "llmasos": __version__,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "config": setup.config.to_dict()
-            | {
-                "learning_rate": setup.learning_rate,
-                "max_length": prepared.max_length,
-                "precision": setup.precision,
-                "metric": setup.metric,
-                "speed": "auto" if setup.architecture else "plain",
-            },
-            "forward": setup.forward,
-            "seed": setup.config.seed,
-            "task": setup.task.to_dict(),
-            "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
-            "machine": {"system": platform.platform(), "cores": hardware.physical_cores()},
-            "notes": notes,
-            **lineage(located, prepared),
-            "ledgers": prepared.ledgers,
-            "result": result,
+    return {
+        "llmasos": __version__,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "asked": asked,
+        "config": setup.config.to_dict()
+        | {
+            "learning_rate": setup.learning_rate,
+            "max_length": prepared.max_length,
+            "precision": setup.precision,
+            "metric": setup.metric,
+            "speed": "auto" if setup.architecture else "plain",
         },
-    )
+        "forward": setup.forward,
+        "seed": setup.config.seed,
+        "task": setup.task.to_dict(),
+        "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
+        "machine": {"system": platform.platform(), "cores": hardware.physical_cores()},
+        "threads": torch.get_num_threads(),
+        "world": setup.backend.world,
+        **lineage(located, prepared),
+        "ledgers": prepared.ledgers,
+    }

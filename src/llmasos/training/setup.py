@@ -1,0 +1,81 @@
+"""Everything that is decided about a training before its first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..architectures.base import Architecture
+from ..backends.base import Backend
+from ..core.config import FinetuneConfig
+from ..data.batching import POOL, epoch_order
+from ..data.dataset import Dataset
+from ..data.encoding import Encoded
+from ..engines.torch import TorchEngine
+from ..tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that is decided before the first step, so that the loop has nothing left to choose."""
+
+    task: Task
+    train: Encoded
+    evaluation: Encoded | None
+    evaluation_rows: Dataset | None
+    config: FinetuneConfig
+    learning_rate: float
+    metric: str
+    precision: str
+    architecture: Architecture | None
+    forward: str
+    """Which forward is trained through, or why it is transformers' own."""
+    special_ids: frozenset[int]
+    pad_id: int
+    describe: Callable[[int], str]
+    """Words a place in ``train`` for an error message: file, row, line."""
+    backend: Backend = field(default_factory=Backend)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass over the rows."""
+        return math.ceil(len(self.train) / self.config.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return steps_of(len(self.train), self.config)
+
+    def order(self, epoch: int) -> list[np.ndarray[Any, Any]]:
+        """Return the rows of each step of an epoch: at random where nothing is padded."""
+        return order_of(self.train, self.config, epoch, packed=self.architecture is not None)
+
+    @property
+    def speed(self) -> str:
+        """How evaluations run: as the training does."""
+        return "auto" if self.architecture else "plain"
+
+    def engine(self, model: Any) -> TorchEngine:
+        """Return what runs the model for an evaluation."""
+        return TorchEngine(model, self.pad_id, output=self.task.output, precision=self.precision, speed=self.speed)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the work."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+
+def steps_of(rows: int, config: FinetuneConfig) -> int:
+    """Return the optimiser steps of a whole run over so many rows."""
+    steps = math.ceil(config.epochs * math.ceil(rows / config.batch_size))
+    return min(steps, config.max_steps or steps)
+
+
+def order_of(train: Encoded, config: FinetuneConfig, epoch: int, *, packed: bool) -> list[np.ndarray[Any, Any]]:
+    """Return the rows of each step of an epoch; they depend on the seed and the epoch alone."""
+    return epoch_order(train.sizes, config.batch_size, config.seed, epoch, 1 if packed else POOL)
