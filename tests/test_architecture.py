@@ -23,14 +23,14 @@ LAYERS = (
     ("training",),
     ("evaluation", "prediction", "retrieval"),
     ("engines", "generation"),
-    ("architectures", "decoders", "loading", "saving", "scratch"),
+    ("architectures", "backends", "decoders", "loading", "saving", "scratch"),
     ("tasks",),
     ("metrics",),
     ("sources", "data"),
     ("core", "errors"),
 )
 PLACE = {name: place for place, layer in enumerate(LAYERS) for name in layer}
-PLUGIN_KINDS = ("architectures", "decoders", "engines", "sources", "tasks")
+PLUGIN_KINDS = ("architectures", "backends", "decoders", "engines", "sources", "tasks")
 
 # Each needs a reason. finetune(progress=True) draws the run with the terminal's own renderer.
 EXCEPTIONS = {("llm.py", "progress")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from llmasos.core.events import Evaluated, Event, Finished, Note, Phase, Saved, 
 from llmasos.data.batching import Batch
 from llmasos.data.encoding import Encoded
 from llmasos.errors import DataError, HardwareError, TrainingError, UsageError
-from llmasos.training import curves, trainer
+from llmasos.training import curves, setup, stepper, trainer
 from llmasos.training.run import default_learning_rate
 from tiny import save_tiny_bert, tiny_tokenizer
 
@@ -170,7 +171,7 @@ def test_micro_batches_give_the_weights_of_the_whole_batch(train, speed, size):
 
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 1.0}, {"weight_decay": 1.0, "layer_decay": 0.5}])
 def test_the_fast_path_trains_the_weights_that_transformers_would(train, options, monkeypatch):
-    monkeypatch.setattr(trainer, "POOL", 1)  # the same batches
+    monkeypatch.setattr(setup, "POOL", 1)  # the same batches
     fast = train(epochs=3, **options)
     plain = train(epochs=3, speed="plain", fresh=True, **options)
     assert fast.record["config"]["speed"] == "auto"
@@ -201,7 +202,7 @@ def pair_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_fast_path_trains_pairs_as_transformers_would(train, pair_model, monkeypatch):
-    monkeypatch.setattr(trainer, "POOL", 1)  # the same batches
+    monkeypatch.setattr(setup, "POOL", 1)  # the same batches
     assert "token_type_ids" in LLM.from_pretrained(pair_model).tokenizer("a", "b")
     options = {"data": PAIRS, "eval_data": PAIRS, "ref": pair_model}
     fast, plain = (train(**options, speed=speed) for speed in ("auto", "plain"))
@@ -215,8 +216,8 @@ EFFECTS: dict[str, Callable[..., None]] = {}
 
 
 ELSEWHERE = {"trainable", "adapter", "adapter_rank", "adapter_alpha", "adapter_dropout", "adapter_targets",
-             "base_precision"}  # fmt: skip
-"""Options whose checks are in test_freezing.py and test_adapters.py."""
+             "base_precision", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"}  # fmt: skip
+"""Options whose checks are in test_freezing.py, test_adapters.py and test_resume.py."""
 
 
 def option(check: Callable[..., None]) -> Callable[..., None]:
@@ -426,6 +427,20 @@ def check_seed(train: Train, base: Outcome) -> None:
     other = train(seed=1)
     assert not equal(other.weights, base.weights)
     assert (base.record["seed"], other.record["seed"]) == (0, 1)
+
+
+@option
+def check_on_non_finite(train: Train, base: Outcome) -> None:
+    options = {"batch_size": 5, "data": POISON_ROWS}
+    with pytest.raises(TrainingError, match="the loss is nan at step 3"):
+        train(POISONED, **options)
+    done = train(POISONED, **options, on_non_finite="skip")
+    (note,) = (note for note in done.run.notes if "The step is skipped" in note)
+    assert "the loss is nan at step 3; its rows: <list>, row 25" in note
+    assert [step.learning_rate > 0.0 for step in done.steps] == [True, True, False, True, True]
+    assert all(bool(value.isfinite().all()) for value in done.weights.values())
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 10;.*\(10 steps in a row\)"):
+        train(POISONED, POISON_ROWS, batch_size=25, epochs=20, on_non_finite="skip")
 
 
 @option
@@ -700,6 +715,83 @@ def test_outputs_that_overflow_in_an_evaluation_stop_with_the_step_and_replace_n
     with pytest.raises(TrainingError, match="step 1"):
         train(learning_rate=1e30, gradient_clip=0.0, max_steps=1, output=out, overwrite=True)
     assert equal(weights_of(LLM.from_pretrained(out)), before)
+
+
+# -- memory that runs out -------------------------------------------------------------------------------
+
+
+class Hungry(TextClassificationTask):
+    """More than three rows at once do not fit."""
+
+    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if outputs.requires_grad and len(batch) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().loss(outputs, batch)
+
+
+@pytest.mark.parametrize("speed", ["auto", "plain"])
+def test_a_step_that_does_not_fit_is_made_in_parts_with_the_same_result(train, speed):
+    done = train(Hungry(), speed=speed)
+    whole = train(speed=speed)
+    assert gap(done.weights, whole.weights) < 2e-5
+    assert [e.loss for e in done.steps] == pytest.approx([e.loss for e in whole.steps], rel=1e-5)
+    assert [note.split(" are ")[0] for note in done.run.notes if "memory is short" in note] == [
+        "memory is short: 4 rows", "memory is short: 2 rows"]  # fmt: skip
+
+
+def test_a_row_that_never_fits_is_named(train):
+    class Starved(TextClassificationTask):
+        def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+            raise MemoryError
+
+    with pytest.raises(TrainingError, match=r"a single row needs more memory .*: <list>, row \d+, \d+ tokens"):
+        train(Starved())
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(train):
+    class Broken(TextClassificationTask):
+        def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(Broken(), speed="plain")
+
+
+def test_on_a_cpu_the_memory_of_the_largest_step_is_foreseen(train, monkeypatch):
+    """The system would kill instead of failing: so two small steps are measured before the first."""
+    whole, peaks = train(fresh=True), iter([10_000_000, 40_000_000])
+    monkeypatch.setattr(stepper.Stepper, "_activations", lambda *_: math.inf)
+    monkeypatch.setattr(hardware, "peak_resident_memory", lambda: 500_000_000 + next(peaks))
+    monkeypatch.setattr(hardware, "resident_memory", lambda: 500_000_000)
+    monkeypatch.setattr(hardware, "memory_available", lambda: 60_000_000)
+    monkeypatch.setattr(stepper, "_RESERVE", 0)
+    done = train(fresh=True)
+    (note,) = (note for note in done.run.notes if "the largest step would need" in note)
+    assert gap(done.weights, whole.weights) < 2e-5
+    assert re.search(r"[345] rows are computed at once", note)
+
+
+def test_a_cpu_whose_memory_is_nearly_used_up_computes_fewer_rows_at_once(train, monkeypatch):
+    whole = train(fresh=True)
+    free = iter([10**10, 10**10, 10**8, *[10**10] * 99])  # of the rehearsal, then one for each step
+    monkeypatch.setattr(hardware, "memory_available", lambda: next(free))
+    done = train(fresh=True)
+    assert [note for note in done.run.notes if "memory is short: 4 rows" in note]
+    assert gap(done.weights, whole.weights) < 2e-5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
+def test_memory_that_the_system_refuses_is_understood():
+    code = (
+        "import resource, torch\n"
+        "from llmasos.core.hardware import is_out_of_memory\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, size + 2**28))\n"
+        "try:\n    torch.ones(2**28)\n"
+        "except RuntimeError as error:\n    assert is_out_of_memory(error), error\n"
+        "else:\n    raise SystemExit('nothing was refused')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # -- Ctrl-C ---------------------------------------------------------------------------------------------

@@ -176,8 +176,8 @@ class LLM:
             output: folder for the model and the records of the run; without it the model stays in
                 memory and the records go to ``LLMASOS_HOME``.
             overwrite: replace an existing output, and throw away an unfinished run beside it.
-            resume: True goes on with the unfinished run beside the output; None does so where there is one of the
-                same training. The result is the same, to the bit, as that of a run that was never stopped.
+            resume: True goes on with the unfinished run beside the output, to the bit as if it had never stopped;
+                None does so where there is one of the same training.
             config: a YAML recipe; ``options`` go before it.
             progress: show progress on the terminal, or a function that is called with each event.
             **options: fields of ``FinetuneConfig``.

@@ -298,7 +298,8 @@ def _train(job: _Job) -> Generator[Event, None, tuple[Any, Task, Run]]:
             yield event
         if state.reason == "terminated":
             folder.close()
-            raise Terminated(folder.path, state.step)
+            yield Note(f"stopped by SIGTERM after step {state.step}: the same command goes on from there", "warning")
+            raise Terminated
         yield Phase("save")
     except (TrainingError, KeyboardInterrupt) as stopped:
         error = stopped
@@ -327,9 +328,8 @@ def _train(job: _Job) -> Generator[Event, None, tuple[Any, Task, Run]]:
 class Terminated(SystemExit):
     """SIGTERM, after a checkpoint was written: the process ends with the code that a shell gives for it."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
-        self.message = f"stopped by SIGTERM after step {step}; the same command goes on from the checkpoint in {path}"
 
 
 class Interrupted(KeyboardInterrupt):

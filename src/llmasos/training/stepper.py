@@ -8,7 +8,7 @@ after the process was killed, is the same step.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -68,18 +68,15 @@ class Stepper:
         notes, self._notes = self._notes, []
         return notes
 
-    def rehearse(self, batches: Iterable[np.ndarray[Any, Any]]) -> list[Note]:
-        """Try the largest step first, so that memory runs out now or never; return notes.
+    def rehearse(self) -> list[Note]:
+        """Try the step of the longest rows first, so that memory runs out now or never; return notes.
 
         An accelerator computes it whole, forward and backward, and its parts become smaller until it fits. On a CPU
         nothing fails: the system kills. There two small steps are measured, and the memory of the largest is foreseen
         from them, if by the numbers of the model it could come near to what is free.
         """
         lengths = self.setup.train.lengths
-        worst = max(batches, key=lambda rows: int(lengths[rows].sum()), default=None)
-        if worst is None:
-            return []
-        worst = worst[np.argsort(-lengths[worst], kind="stable")]
+        worst = np.argsort(-lengths, kind="stable")[: self.setup.config.batch_size]
         if self.parameters.master.device.type != "cpu":
             self.compute(self.seen(worst, 0))
             self.discard()

@@ -100,7 +100,7 @@ def train(
     evaluate_at = evaluation_steps(setup)
     clock = _Clock(setup.steps, state.seconds)
     try:
-        yield from stepper.rehearse(_batches(setup, 0))
+        yield from stepper.rehearse()
         clock.skip()
         with stopping() as asked:
             for step, rows in enumerate(_batches(setup, state.step), state.step):
