@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -86,10 +87,11 @@ def blocks(data: Encoded) -> Iterator[tuple[int, int]]:
 
 
 def computed(engine: Engine, part: Encoded, batch_size: int) -> Iterator[tuple[Batch, Any]]:
-    """Compute examples in batches of near-equal length."""
-    for rows in sorted_order(part.sizes, batch_size):
-        batch = gather(part, rows)
-        yield batch, engine.outputs(batch)
+    """Compute examples in batches of near-equal length, several side by side where there are several processes."""
+    order = sorted_order(part.sizes, batch_size)
+    while rows := list(islice(order, engine.at_once)):
+        batches = [gather(part, one) for one in rows]
+        yield from zip(batches, engine.together(batches), strict=True)
 
 
 def in_order(task: Task, part: Encoded, found: Iterable[tuple[Batch, Any]]) -> Any:

@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..core.config import process_place
+from ..core.errors import UsageError
+from ..core.plugins import load
+
 if TYPE_CHECKING:
     from ..data.batching import Batch
 
@@ -26,15 +30,24 @@ class Backend:
 
     rank = 0
     world = 1
+    local_world = 1
+    """Processes on this machine."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
 
-    def open(self, device: torch.device) -> torch.device:
-        """Join the other processes; return the device of this one."""
-        return device
+    def threads(self, cores: int) -> int | None:
+        """Return the threads of this process on a machine with so many cores; None for the usual."""
+        return None if self.local_world == 1 else max(1, cores // self.local_world)
+
+    def device(self, found: torch.device) -> torch.device:
+        """Return the device of this process on a machine with such devices."""
+        return found
+
+    def open(self, device: torch.device) -> None:
+        """Join the other processes, who compute on such devices."""
 
     def close(self) -> None:
         """Leave the other processes."""
@@ -62,11 +75,6 @@ class Backend:
         """
         return work()
 
-    def wrap(self, model: Any, *, dtype: torch.dtype) -> Any:
-        """Make the model ready to be trained by several processes."""
-        del dtype
-        return model
-
 
 def spread(sizes: Sequence[int] | NDArray[Any], world: int) -> list[NDArray[np.int64]]:
     """Deal examples to processes so that each gets about the same number of tokens.
@@ -79,3 +87,20 @@ def spread(sizes: Sequence[int] | NDArray[Any], world: int) -> list[NDArray[np.i
         hands[rank].append(int(place))
         loads[rank] += int(sizes[place])
     return [np.asarray(sorted(hand), dtype=np.int64) for hand in hands]
+
+
+def chosen(name: str) -> Backend:
+    """Return the backend of a name; ``auto`` is what the processes that were started say.
+
+    Raises:
+        UsageError: several processes and ``single``, or one process and a backend for several.
+    """
+    world = process_place()[2]
+    name = ("ddp" if world > 1 else "single") if name == "auto" else name
+    backend: Backend = load("backends", name)()
+    if backend.world == 1 < world:
+        raise UsageError(
+            f"backend={name}, but {world} processes were started: each would train the whole model",
+            hint="backend=ddp or fsdp, or one process",
+        )
+    return backend

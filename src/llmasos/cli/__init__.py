@@ -130,7 +130,7 @@ def _call(verb: str, words: list[str]) -> int:
 
         narrow(command.params, task)
     try:
-        with command.make_context(name, words) as context:
+        with command.make_context(name, list(words), obj=[verb, *words]) as context:
             code = command.invoke(context)
     except typer.Exit as done:  # --help ends so. Examples are copied: nothing here breaks their lines.
         print("Examples:", *examples_of(verb), sep="\n  ")

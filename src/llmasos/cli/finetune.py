@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.config import FinetuneConfig
+from ..core.config import FinetuneConfig, process_place
 from ..core.errors import UsageError
 from ..core.events import Event, Saved
 from ..progress import Renderer, duration, render
@@ -33,11 +33,13 @@ HEADLINE = ("accuracy", "f1_macro", "f1_micro", "mcc")
 @with_flags(*job_flags(), *task_flags(), *config_flags(FinetuneConfig))
 def run(
     *,
+    context: typer.Context,
     output: Annotated[str | None, typer.Option(metavar="DIR", help="folder for the tuned model")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model in that folder")] = False,
     resume: Annotated[
         bool | None, typer.Option("--resume/--no-resume", help="go on with an unfinished run, or refuse to")
     ] = None,
+    nproc: Annotated[int, typer.Option(metavar="N", help="processes on this machine, for --backend ddp or fsdp")] = 1,
     config: Recipe = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -51,8 +53,21 @@ def run(
     job = settle({**options, "output": output}, settings=settings, recipe=config)
     if not job.output:
         raise UsageError("no output folder given", hint="pass --output my-model")
+    if nproc < 1:
+        raise UsageError(f"--nproc {nproc}", hint="a number of processes, from 1")
+    rank, _, world, _ = process_place()
+    if nproc > 1 and world == 1:
+        from ..training.launch import launch
+
+        return launch(context.obj, nproc)
     from ..llm import LLM
 
+    if rank:
+        LLM.from_pretrained(job.model, revision=job.revision).finetune(
+            job.task, job.data, eval_data=job.eval_data, columns=job.columns, output=job.output, overwrite=overwrite,
+            resume=resume, progress=False, **job.options,
+        )  # fmt: skip
+        return 0
     say(f"loading {job.model}")
     llm = LLM.from_pretrained(job.model, revision=job.revision)
     with telling_what_was_saved(render(plain=as_json)) as listener:

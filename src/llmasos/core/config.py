@@ -101,6 +101,11 @@ class FinetuneConfig(Config):
         choices=("auto", "plain"),
     )
     device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
+    backend: str = option(
+        "auto",
+        "how processes train together: single, ddp (each holds the model), fsdp (it is cut up between them); auto is "
+        "ddp where several were started",
+    )
     trainable: str = option(
         "all", "what is trained: all, head, or last-N (the head and the last N layers); the rest stays as it is"
     )
@@ -291,6 +296,18 @@ def asked_threads() -> int | None:
     """Return ``OMP_NUM_THREADS``, by which shared machines tell every library how many cores it may use."""
     text = os.environ.get("OMP_NUM_THREADS", "").strip()
     return int(text) if text.isdigit() and int(text) else None
+
+
+def process_place() -> tuple[int, int, int, int]:
+    """Return rank, rank on this machine, number of processes and of those on this machine, as torchrun says.
+
+    (0, 0, 1, 1) for a process that was started alone.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    rank, local, world, local_world = (os.environ.get(name, "") for name in names)
+    if not (rank.isdigit() and world.isdigit()):
+        return 0, 0, 1, 1
+    return int(rank), int(local or 0), int(world), int(local_world or 1)
 
 
 def _kinds(item: Field[Any], owner: type) -> tuple[type, bool]:

@@ -172,6 +172,8 @@ def encode(
             if ledger is not None and not work.findings.wrong:
                 ledger.close()
             work.check(allow_truncated, allow_dropped)
+            if folder is not None:
+                (folder / _INDEX).write_text(json.dumps(arrays.describe()))
             return arrays.finish()
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -180,6 +182,19 @@ def encode(
             f"no space left in {folder} for the tokens of {dataset.name}",
             hint="free some space, or write to a larger disk",
         ) from error
+
+
+def opened(folder: Path) -> Encoded:
+    """Map the arrays that another process encoded into a folder."""
+    index = json.loads((folder / _INDEX).read_text())
+    arrays: dict[str, Any] = {
+        name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r").reshape(-1, *shape)
+        for name, (dtype, shape) in index["arrays"].items()
+    }
+    return Encoded(group=index["group"], **{"types": None, "targets": None, "target_offsets": None, **arrays})
+
+
+_INDEX = "arrays.json"
 
 
 def usable_rows(dataset: Dataset, task: Task) -> Iterator[Row]:
@@ -383,6 +398,11 @@ class _Arrays:
             rows=self._array("rows"),
             group=self._group,
         )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``opened`` needs to find the arrays again, as JSON types."""
+        arrays = {name: [dtype.str, list(shape)] for name, (dtype, shape) in self._dtypes.items()}
+        return {"arrays": arrays, "group": self._group}
 
     def _append(self, name: str, array: NDArray[Any]) -> None:
         if name not in self._open:

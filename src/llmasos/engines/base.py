@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ class Engine(Protocol):
 
     how: str
     """In words: precision and path, with the reason."""
+    at_once: int
+    """Batches that are computed side by side, one in each process."""
 
     def outputs(self, batch: Batch) -> NDArray[np.float32]:
         """Return the model's outputs in the batch's order: (sequences, ...), or for output "token" (tokens, ...).
@@ -23,6 +26,9 @@ class Engine(Protocol):
         it was given, and whether it was the most likely one: (supervised tokens, 2). Where the task asks for
         the ``likeliest`` tokens, their ids and the logarithms of their probabilities follow, (..., 2 + 2 x likeliest).
         """
+
+    def together(self, batches: Sequence[Batch]) -> Sequence[NDArray[np.float32]]:
+        """Return the outputs of up to ``at_once`` batches."""
 
 
 def few(batch: Batch, rows: int = 4) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from ..architectures import _proof
 from ..architectures._plain import supervised, transformers_outputs
 from ..architectures.base import Architecture, FastForward, Projected, Snapshot, find, pack
+from ..backends.base import Backend
 from ..data.batching import Batch
 from ..tasks._losses import token_scores
 from .base import few
@@ -27,15 +29,18 @@ class TorchEngine:
         precision: "float32" or "bfloat16".
         speed: "auto" or "plain" (transformers' own forward always).
         likeliest: for output "vocabulary", how many of the likeliest tokens to give of each place.
+        backend: the processes that compute side by side; one if not given.
     """
 
     def __init__(
         self, model: Any, pad_id: int, *, output: str = "row", precision: str = "float32", speed: str = "auto",
-        likeliest: int = 0,
+        likeliest: int = 0, backend: Backend | None = None,
     ) -> None:  # fmt: skip
         self.model = model.eval()
         self.pad_id = pad_id
         self.output, self.likeliest = output, likeliest
+        self._backend = backend or Backend()
+        self.at_once = self._backend.world
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
         self.device = next(model.parameters()).device
         self._architecture: Architecture | None = None
@@ -44,6 +49,13 @@ class TorchEngine:
         if speed == "auto":
             self._architecture, reason = find(model, output)
             self.how = f"{precision}, {reason}" if self._architecture else self.how
+
+    def together(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
+        """Compute one batch in each process, and tell all of them the outputs of all."""
+        rank = self._backend.rank
+        own = self.outputs(batches[min(rank, len(batches) - 1)])  # all take part, or the others would wait
+        found = self._backend.gather(torch.from_numpy(own))
+        return [one.numpy() for one in found[: len(batches)]]
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> NDArray[np.float32]:

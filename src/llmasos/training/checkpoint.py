@@ -57,10 +57,14 @@ class Checkpoints:
         folder: where they go, ``step-N`` each.
         config: ``checkpoint_steps``, ``checkpoint_minutes`` and ``keep_checkpoints``.
         kept: called when the set on disk has changed, with the steps whose best model is still referred to.
+        writes: False in a process that leaves the writing to another one.
     """
 
-    def __init__(self, folder: Path, config: FinetuneConfig, kept: Callable[[set[int]], None] = lambda _: None) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, config: FinetuneConfig, kept: Callable[[set[int]], None] = lambda _: None, *,
+        writes: bool = True,
+    ) -> None:  # fmt: skip
+        self.folder, self.writes = folder, writes
         self._steps, self._minutes, self._keep = (
             config.checkpoint_steps, config.checkpoint_minutes, config.keep_checkpoints
         )  # fmt: skip
@@ -71,6 +75,8 @@ class Checkpoints:
 
     def is_due(self, step: int) -> bool:
         """Say whether one shall be written after this step."""
+        if not self.writes:
+            return False
         if self._steps is not None:
             return step % self._steps == 0
         return bool(self._minutes) and time.monotonic() - self._last >= 60.0 * self._minutes
@@ -92,6 +98,10 @@ class Checkpoints:
         """Return what went wrong since the last call: a checkpoint that fails does not end the run."""
         failed, self._failed = self._failed, []
         return [Note(f"no checkpoint was written: {text}; the one before is kept", "warning") for text in failed]
+
+    def at(self, step: int) -> Checkpoint:
+        """Open the checkpoint of a step."""
+        return _opened(self.folder / f"step-{step}")
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest whole checkpoint, and what is wrong with newer ones."""

@@ -202,6 +202,38 @@ class RunFolder:
             self._lock = None
 
 
+class Onlooker(RunFolder):
+    """The folder as those processes see it that do not write: the main one does."""
+
+    def __init__(self, output: str | Path | None, config: FinetuneConfig) -> None:
+        if output is None:
+            raise UsageError("several processes, and no output", hint="output (--output DIR): they meet in that folder")
+        self.output = Path(output).expanduser()
+        self.path = self.output.with_name(self.output.name + ".unfinished")
+        self.scratch = self.path / "scratch"
+        self.records = self.prepared = self.path / bundle.RUN
+        self.checkpoints = Checkpoints(self.path / "checkpoints", config, writes=False)
+        self.resuming = False
+
+    def record(self, event: Event) -> None:
+        """Do nothing: the main process records."""
+
+    def keep(self, step: int, fill: Callable[[Path], None]) -> None:
+        """Do nothing: the main process keeps."""
+
+    def finish(self, fill: Callable[[Path], None]) -> Path:
+        """Return where the model will be."""
+        del fill
+        assert self.output is not None
+        return self.output
+
+    def discard(self) -> None:
+        """Do nothing: the main process does."""
+
+    def close(self) -> None:
+        """Do nothing: the main process does."""
+
+
 def _differences(name: str, before: Any, now: Any) -> list[str]:
     """Word what differs between two records, key by key."""
     if isinstance(before, dict) and isinstance(now, dict):

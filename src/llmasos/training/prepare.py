@@ -5,6 +5,7 @@ The plan and the run both come through here, so that a plan speaks of exactly th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from ..core.atomic import write_json
 from ..core.config import FinetuneConfig
 from ..core.errors import DataError, UsageError
 from ..core.events import Event, Note, Phase, Progress
 from ..data.dataset import Dataset, read, split
-from ..data.encoding import Encoded, encode
+from ..data.encoding import Encoded, encode, opened
 from ..data.ledger import Ledger
 from ..data.unknown import check_known
 from ..tasks.base import Task
@@ -113,7 +115,46 @@ def prepare(
         if scale != 1.0 or held_scale > 1.0
         else {"train": rows.fingerprint()} | ({} if held is None else {"evaluation": held.fingerprint()})
     )
+    if scratch is not None:
+        told = {"task": task.to_dict(), "max_length": max_length, "ledgers": summaries, "fingerprints": prints}
+        write_json(scratch / _PREPARED, told)
     return Prepared(task, rows, train, held, encoded["evaluation"], max_length, summaries, prints, scale, held_scale)
+
+
+def prepared_by_another(
+    task: Task, data: Any, eval_data: Any, *, columns: Mapping[str, str] | None, config: FinetuneConfig, scratch: Path
+) -> Prepared:
+    """Open what another process has prepared: its arrays are mapped, nothing is tokenised again.
+
+    Raises:
+        UsageError: the folder is not there: the machines do not share it.
+    """
+    try:
+        told = json.loads((scratch / _PREPARED).read_text())
+    except OSError as error:
+        raise UsageError(
+            f"{scratch} cannot be read, where the first process has put the tokens",
+            hint="name an output on a disk that all machines share",
+        ) from error
+    task = type(task).from_dict(told["task"])
+    rows = read(data, task.fields, columns=columns)
+    held = None if eval_data is None else read(eval_data, task.fields, columns=columns)
+    if held is None and config.eval_split > 0:
+        rows, held = split(rows, config.eval_split, config.seed, task.undivided)
+    evaluation = None if held is None else opened(scratch / "evaluation")
+    return Prepared(
+        task,
+        rows,
+        opened(scratch / "train"),
+        held,
+        evaluation,
+        told["max_length"],
+        told["ledgers"],
+        told["fingerprints"],
+    )
+
+
+_PREPARED = "prepared.json"
 
 
 def _sampled(rows: Any, most: int | None, seed: int) -> Any:

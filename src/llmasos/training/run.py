@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..backends.base import Backend, chosen
 from ..core import atomic, hardware
 from ..core.config import FinetuneConfig
 from ..core.errors import TrainingError, UsageError
@@ -29,7 +30,7 @@ from ..loading import load_config, longest_input
 from ..metrics.base import Report, Scorer
 from ..saving import read_weights, save, write_weights
 from ..tasks.base import Task
-from .folder import RECORD, RunFolder
+from .folder import RECORD, Onlooker, RunFolder
 
 if TYPE_CHECKING:
     from ..sources.base import Located
@@ -116,48 +117,74 @@ def finetune(
     Returns:
         The trained transformers model, the settled task, and the run.
     """
-    from .prepare import prepare
-
     started = time.perf_counter()
-    folder = RunFolder(output, config, overwrite=overwrite, resume=resume)
+    backend = chosen(config.backend)
+    folder = (
+        RunFolder(output, config, overwrite=overwrite, resume=resume) if backend.is_main else Onlooker(output, config)
+    )
+    if backend.world > 1 and output is None:
+        raise UsageError("several processes, and no output", hint="output (--output DIR): they meet in that folder")
     notes: list[str] = []
     try:
-        hardware.set_threads(config.threads)
+        hardware.set_threads(config.threads or backend.threads(hardware.physical_cores()))
         prepared: Prepared = yield from _noting(
-            prepare(
-                task.suited(load_config(located.path)),
-                data,
-                eval_data,
-                columns=columns,
-                tokenizer=tokenizer,
-                limit=longest_input(located.path, tokenizer),
-                config=config,
-                folder=folder.prepared,
-                scratch=folder.scratch,
-            ),
-            notes,
+            _prepared(located, tokenizer, task, data, eval_data, columns, config, folder, backend), notes
         )
         yield Phase("load")
-        model, setup, said = ready(located, tokenizer, known, prepared, config, model)
+        model, setup, said = ready(located, tokenizer, known, prepared, config, model, backend)
         for note in said:
             notes.append(note)
             yield Note(note)
         setup = yield from referenced(model, setup)
         record = _record(located, setup, prepared, _asked(located, data, eval_data, columns))
-        checkpoint, said = folder.agree(record)
-        if folder.resuming:
-            where = f"step {checkpoint.step}" if checkpoint else "its beginning: it was stopped before a checkpoint"
-            said = [f"goes on with the unfinished run in {folder.path} from {where}", *said]
+        checkpoint, said = _agreed(folder, record, backend)
         for note in said:
             notes.append(note)
             yield Note(note)
-        atomic.write_json(folder.records / RECORD, {**record, "notes": notes, "result": {}})
+        if backend.is_main:
+            atomic.write_json(folder.records / RECORD, {**record, "notes": notes, "result": {}})
     except BaseException:
         folder.close() if folder.resuming else folder.discard()
+        backend.close()
         raise
     job = _Job(folder, located, tokenizer, model, setup, prepared, notes, started, record, checkpoint)
-    with atomic.full_disk(folder.output or folder.path):
-        return (yield from _train(job))
+    try:
+        with atomic.full_disk(folder.output or folder.path):
+            return (yield from _train(job))
+    finally:
+        backend.close()
+
+
+def _prepared(
+    located: Located, tokenizer: Any, task: Task, data: Any, eval_data: Any, columns: Mapping[str, str] | None,
+    config: FinetuneConfig, folder: RunFolder, backend: Backend,
+) -> Generator[Event, None, Prepared]:  # fmt: skip
+    """Prepare the data in the main process, before the processes join; the others open what it has prepared."""
+    from .prepare import prepare, prepared_by_another
+
+    task, device = task.suited(load_config(located.path)), hardware.pick_device(config.device)
+    prepared: Prepared | None = None
+    if backend.is_main:
+        prepared = yield from prepare(
+            task, data, eval_data, columns=columns, tokenizer=tokenizer, limit=longest_input(located.path, tokenizer),
+            config=config, folder=folder.prepared, scratch=folder.scratch,
+        )  # fmt: skip
+    backend.open(device)
+    return prepared or prepared_by_another(
+        task, data, eval_data, columns=columns, config=config, scratch=folder.scratch
+    )
+
+
+def _agreed(folder: RunFolder, record: dict[str, Any], backend: Backend) -> tuple[Checkpoint | None, list[str]]:
+    """Return the checkpoint that all processes go on from, and notes."""
+    checkpoint, said = folder.agree(record) if backend.is_main else (None, [])
+    step = int(backend.gather(torch.tensor([checkpoint.step if checkpoint else 0]))[0])
+    if folder.resuming:
+        where = f"step {step}" if step else "its beginning: it was stopped before a checkpoint"
+        said = [f"goes on with the unfinished run in {folder.path} from {where}", *said]
+    if step and not backend.is_main:
+        checkpoint = folder.checkpoints.at(step)
+    return checkpoint, said
 
 
 @dataclass(frozen=True)
@@ -189,8 +216,9 @@ def _noting(events: Generator[Event, None, Any], notes: list[str]) -> Generator[
 
 
 def ready(
-    located: Located, tokenizer: Any, known: Task | None, prepared: Prepared, config: FinetuneConfig, model: Any = None
-) -> tuple[Any, Setup, list[str]]:
+    located: Located, tokenizer: Any, known: Task | None, prepared: Prepared, config: FinetuneConfig, model: Any = None,
+    backend: Backend | None = None,
+) -> tuple[Any, Setup, list[str]]:  # fmt: skip
     """Open the model on its device and decide how it is trained. Returns notes as the third part."""
     from ..architectures import _proof
     from ..architectures.base import find
@@ -201,7 +229,8 @@ def ready(
     from .freezing import freeze
     from .setup import Setup
 
-    device = hardware.pick_device(config.device)
+    backend = backend or Backend()
+    device = backend.device(hardware.pick_device(config.device))
     precision, _ = hardware.pick_precision(config.precision, device)
     notes: list[str] = []
     if model is not None and known is not None and known.head_config() != prepared.task.head_config():
@@ -247,6 +276,7 @@ def ready(
         special_ids=frozenset(tokenizer.all_special_ids),
         pad_id=pad_id,
         describe=prepared.describe,
+        backend=backend,
     )
     return model, setup, notes
 
@@ -361,10 +391,15 @@ def _complete(job: _Job, state: Progressed) -> Run:
         notes=job.notes,
         lineage=lineage(job.located, prepared),
     )
-    result = run.as_dict() | {"training_seconds": state.seconds}
-    atomic.write_json(folder.records / RECORD, {**job.record, "notes": job.notes, "result": result})
-    _draw(folder)
-    folder.finish(lambda path: save(path, model, job.tokenizer, job.setup.task, run.lineage, report, metrics))
+
+    def write() -> None:
+        result = run.as_dict() | {"training_seconds": state.seconds}
+        atomic.write_json(folder.records / RECORD, {**job.record, "notes": job.notes, "result": result})
+        _draw(folder)
+        folder.finish(lambda path: save(path, model, job.tokenizer, job.setup.task, run.lineage, report, metrics))
+
+    job.setup.backend.agreed(lambda: None)  # all have read the best weights
+    job.setup.backend.agreed(write)
     return run
 
 

@@ -62,7 +62,10 @@ class Setup:
 
     def engine(self, model: Any) -> TorchEngine:
         """Return what runs the model for an evaluation."""
-        return TorchEngine(model, self.pad_id, output=self.task.output, precision=self.precision, speed=self.speed)
+        return TorchEngine(
+            model, self.pad_id, output=self.task.output, precision=self.precision, speed=self.speed,
+            backend=self.backend,
+        )  # fmt: skip
 
     @property
     def dtype(self) -> torch.dtype:

@@ -137,7 +137,7 @@ def train(
                 if _patience_over(setup.config, state):
                     state.reason = "early stopping"
                     break
-                if checkpoints and (due or leave) and state.step < setup.steps:
+                if checkpoints and checkpoints.writes and (due or leave) and state.step < setup.steps:
                     tensors, numbers = stepper.parameters.state()
                     content = {"start": start, "world": setup.backend.world, "best_step": state.best_step}
                     checkpoints.save(state.step, tensors, content | {"numbers": numbers, "progress": state.to_dict()})

@@ -1,0 +1,7 @@
+"""One process, one device: the default."""
+
+from __future__ import annotations
+
+from .base import Backend
+
+PLUGIN = Backend
