@@ -60,15 +60,14 @@ def tokenizer_contract(path: Path, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def write_weights(model: Any, path: Path, *, shared: bool = False) -> None:
-    """Write the weights; ``shared`` while the trainer keeps all parameters as views into one array."""
+def write_weights(model: Any, path: Path, state: dict[str, Any] | None = None) -> None:
+    """Write the weights; ``state``: copies of them, while the trainer holds the model's own in its own way."""
     if attached(model) is not None:
         write(model, path)
         shutil.copymode(path / bundle.ADAPTER_CONFIG, path / bundle.ADAPTER)
         return
-    copies = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()} if shared else None
     with quiet():
-        model.save_pretrained(path, state_dict=copies)
+        model.save_pretrained(path, state_dict=state)
     for file in bundle.weight_files(path):  # safetensors writes for its owner alone: a server reads as somebody else
         shutil.copymode(path / "config.json", path / file)
 

@@ -32,11 +32,16 @@ class Backend:
     world = 1
     local_world = 1
     """Processes on this machine."""
+    needs_own_modules = ""
+    """Why the model must run through transformers' own forward, if it must: it is cut up between the processes."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
+
+    def check(self, model: Any, *, joint: bool, adapter: str) -> None:
+        """Refuse what this backend cannot train."""
 
     def threads(self, cores: int) -> int | None:
         """Return the threads of this process on a machine with so many cores; None for the usual."""

@@ -8,6 +8,7 @@ gives to autograd; the sum is the same.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -40,21 +41,25 @@ class DataParallel(Backend):
     def open(self, device: torch.device) -> None:
         """Join the other processes, who may still be waiting for the main one to tokenise."""
         import torch.distributed as dist
+        from torch._C._distributed_c10d import HashStore
 
         if not dist.is_available():
             raise UsageError("this build of torch cannot speak between processes", hint="backend=single")
         if device.type == "cuda":
             torch.cuda.set_device(self.device(device))
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_JOIN)
+            alone: dict[str, Any] = {"store": HashStore(), "rank": 0, "world_size": 1} if self.world == 1 else {}
+            kind = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(kind, timeout=_JOIN, **alone)
+            atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
         self._group = dist.new_group(timeout=_ANSWER)
 
     def close(self) -> None:
-        """Leave the other processes."""
+        """Leave this run; the processes stay joined for the next, as they cannot meet twice in one place."""
         import torch.distributed as dist
 
         if self._group is not None and dist.is_initialized():
-            dist.destroy_process_group()
+            dist.destroy_process_group(self._group if self.world > 1 else None)
         self._group = None
 
     def share(self, batch: Batch) -> NDArray[np.int64]:

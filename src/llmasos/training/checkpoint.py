@@ -42,13 +42,6 @@ class Checkpoint:
         """Optimiser steps that were done."""
         return int(self.content["step"])
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Read the weights and the optimiser's state."""
-        from safetensors.torch import load_file
-
-        tensors: dict[str, torch.Tensor] = load_file(self.folder / TENSORS)
-        return tensors
-
 
 class Checkpoints:
     """The checkpoints of one run: when one is due, writing it beside the training, the last few kept.
@@ -87,6 +80,23 @@ class Checkpoints:
         self._thread = threading.Thread(target=self._write, args=(step, dict(tensors), dict(content)), daemon=False)
         self._thread.start()
         self._last = time.monotonic()
+
+    def save_parts(self, step: int, tensors: Mapping[str, Any], content: Mapping[str, Any], backend: Any) -> None:
+        """Write a state of which each process holds a part: all write, into a folder that the main one names."""
+        partial = self.folder / "parts"
+        backend.agreed(lambda: shutil.rmtree(partial, ignore_errors=True))
+        backend.save(tensors, partial)
+        backend.agreed(lambda: self._take_parts(step, partial, content) if self.writes else None)
+        self._last = time.monotonic()
+
+    def _take_parts(self, step: int, partial: Path, content: Mapping[str, Any]) -> None:
+        def fill(folder: Path) -> None:
+            for file in partial.iterdir():
+                file.replace(folder / file.name)
+            _describe(folder, step, content)
+
+        self._named(step, fill)
+        shutil.rmtree(partial, ignore_errors=True)
 
     def wait(self) -> None:
         """Return when what is being written is on disk, or has failed."""
@@ -135,9 +145,12 @@ class Checkpoints:
 
         def fill(folder: Path) -> None:
             save_file(tensors, folder / TENSORS)
-            whole = {"format": _FORMAT, "step": step, **content, "checksums": {TENSORS: checksum(folder / TENSORS)}}
-            (folder / STATE).write_text(json.dumps(whole))
+            _describe(folder, step, content)
 
+        self._named(step, fill)
+
+    def _named(self, step: int, fill: Callable[[Path], None]) -> None:
+        """Let a checkpoint take its name, and remove the oldest."""
         try:
             atomic.write_folder(self.folder / f"step-{step}", fill, overwrite=True)
             for old in self._folders()[: -self._keep]:
@@ -145,6 +158,12 @@ class Checkpoints:
             self._kept(self.referred())
         except (OSError, LLMasOSError, RuntimeError) as error:
             self._failed.append(getattr(error, "message", None) or str(error))
+
+
+def _describe(folder: Path, step: int, content: Mapping[str, Any]) -> None:
+    """Write what a checkpoint is, and the checksums of its files."""
+    checksums = {file.name: checksum(file) for file in folder.iterdir()}
+    (folder / STATE).write_text(json.dumps({"format": _FORMAT, "step": step, **content, "checksums": checksums}))
 
 
 def checksum(file: Path) -> str:

@@ -10,15 +10,20 @@ nothing to them but weight decay, which is made up for when the rows are written
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..architectures.base import Architecture
+from ..backends.base import Backend
 from ..core.config import FinetuneConfig
+from .checkpoint import TENSORS
 
 
 def schedule(config: FinetuneConfig, steps: int, step: int) -> float:
@@ -70,6 +75,7 @@ class Parameters:
         dtype: torch.dtype = torch.float32,
         used: np.ndarray[Any, Any] | None = None,
     ) -> None:
+        self._model = model
         self.clip = config.gradient_clip
         self.learning_rate = learning_rate
         self.fresh = True
@@ -89,7 +95,7 @@ class Parameters:
             self._segments(parts, config.weight_decay), lr=learning_rate, fused=self.master.device.type in _FUSED
         )
         for (segment,) in (group["params"] for group in self.optimizer.param_groups):  # now, so that memory is known
-            zeros = {name: torch.zeros_like(segment) for name in _MOMENTS}
+            zeros = {name: torch.zeros_like(segment) for name in MOMENTS}
             self.optimizer.state[segment] = {"step": torch.zeros((), device=segment.device), **zeros}
         self._buffers_ready = False
 
@@ -210,6 +216,10 @@ class Parameters:
         else:
             self.fresh = False
 
+    def reduce(self, backend: Backend) -> None:
+        """Add the gradients of all processes up."""
+        backend.sum_(self.gradients)
+
     def norm(self) -> float:
         """Return the norm of the whole gradient."""
         return math.sqrt(float(torch.dot(self.gradients, self.gradients)))  # twice as quick as vector_norm
@@ -249,24 +259,34 @@ class Parameters:
             self._untouched_decay = 1.0
         self._table.data[rows] = self._compact(self.master)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return copies of all weights of the model."""
+        self.write_back()
+        return {name: value.detach().cpu().clone() for name, value in self._model.state_dict().items()}
+
     # -- checkpoints ----------------------------------------------------------------------------------
+
+    def checksum(self) -> str:
+        """Return a checksum of the weights that are trained, by which a checkpoint knows its model."""
+        return f"{zlib.crc32(self.master.cpu().numpy().tobytes()):08x}"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that a step changes: copies of tensors in the CPU's memory, and numbers as JSON types."""
         states = [self.optimizer.state[group["params"][0]] for group in self.optimizer.param_groups]
-        moments = {name: torch.cat([state[name] for state in states]).cpu() for name in _MOMENTS}
+        moments = {name: torch.cat([state[name] for state in states]).cpu() for name in MOMENTS}
         numbers = {"updates": float(states[0]["step"]), "untouched_decay": self._untouched_decay,
                    "decays": list(self._decays)}  # fmt: skip
         return {"master": self.master.to("cpu", copy=True), **moments}, numbers
 
-    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Take a state over, in a model that is as it was when its training began."""
+    def restore(self, folder: Path, numbers: Mapping[str, Any]) -> None:
+        """Take over a state that was written to a folder, in a model that is as it was when its training began."""
+        tensors = load_file(folder / TENSORS)
         self.master.copy_(tensors["master"])
         at = 0
         for group in self.optimizer.param_groups:
             state = self.optimizer.state[segment := group["params"][0]]
             state["step"].fill_(numbers["updates"])
-            for name in _MOMENTS:
+            for name in MOMENTS:
                 state[name].copy_(tensors[name][at : at + segment.numel()])
             at += segment.numel()
         if self._table is not None:
@@ -285,7 +305,7 @@ class Parameters:
             parameter.data, parameter.grad = parameter.data.clone(), None
 
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 
 

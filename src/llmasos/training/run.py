@@ -250,6 +250,9 @@ def ready(
     pad_id = tokenizer.pad_token_id or 0
     output = prepared.task.output
     architecture, forward = find(model, output) if config.speed == "auto" else (None, "as asked")
+    if backend.needs_own_modules:
+        backend.check(model, joint=prepared.task.joint, adapter=config.adapter)
+        architecture, forward = None, backend.needs_own_modules
     if architecture is None and config.speed == "auto":
         notes.append(f"transformers' own forward is used, since no packed one serves this model: {forward}")
     if architecture is not None:
@@ -314,8 +317,8 @@ def _train(job: _Job) -> Generator[Event, None, tuple[Any, Task, Run]]:
     folder, model, setup, notes = job.folder, job.model, job.setup, job.notes
     state = Progressed()
 
-    def keep() -> None:
-        folder.keep(state.step, lambda path: write_weights(model, path, shared=True))
+    def keep(weights: dict[str, Any]) -> None:
+        folder.keep(state.step, lambda path: write_weights(model, path, weights))
 
     error: BaseException | None = None
     checkpoints = folder.checkpoints if folder.output is not None else None

@@ -26,6 +26,7 @@ from ..tasks.base import Task
 from .optimizer import Parameters, schedule
 from .prepare import used_tokens
 from .setup import Setup
+from .sharded import Sharded
 
 _FEW = 4  # rows of the larger of two measured steps
 _SHARE = 0.8  # of the free memory that a step may take
@@ -47,18 +48,13 @@ class Stepper:
         self.setup, self.backend = setup, setup.backend
         noise = type(setup.task).noised is not Task.noised  # it may bring tokens that the texts lack
         rows_alone = setup.architecture is not None and not setup.architecture.autocast and not noise
-        self.parameters = Parameters(
-            model,
-            setup.config,
-            setup.learning_rate,
-            architecture=setup.architecture,
-            dtype=setup.dtype,
-            used=used_tokens(setup.train) if rows_alone else None,
-        )
+        self.model, self.parameters = model, _parameters(model, setup, rows_alone=rows_alone)
+        if isinstance(self.parameters, Sharded):
+            self.model = self.parameters.model
         self.release, self.discard = self.parameters.release, self.parameters.clear
         self._config = model.config
         self._dropout = Dropout(setup.config.seed)
-        self._forward = _forward(model, setup, self.parameters, self._dropout)
+        self._forward = _forward(self.model, setup, self.parameters, self._dropout)
         self.rows_at_once = setup.config.micro_batch_size
         """Examples computed at once; None for all. It falls when memory runs out."""
         self._notes: list[Note] = []
@@ -172,7 +168,7 @@ class Stepper:
                     raise  # the others wait for what this process would have told them
             self._split_more(batch)  # outside of the handler, which holds on to the tensors of the failed step
         total = self.backend.sum_(torch.tensor([loss], dtype=torch.float64))
-        self.backend.sum_(self.parameters.gradients)
+        self.parameters.reduce(self.backend)
         self.norm = self.parameters.norm()
         return float(total), self.norm
 
@@ -189,8 +185,8 @@ class Stepper:
         if task.joint and (len(parts) > 1 or divided):
             return self._cached(batch, mine, parts, weight)
         loss = 0.0
-        for part in parts:
-            part_loss = task.loss(self._forward(part), part) / weight
+        for part, share in self._evened(batch, parts):
+            part_loss = share * task.loss(self._forward(part), part) / weight
             part_loss.backward()  # type: ignore[no-untyped-call]
             self.parameters.absorb()
             loss += float(part_loss.detach())
@@ -203,6 +199,14 @@ class Stepper:
         if len(mine) < len(batch):
             batch = replace(part := gather(encoded(batch), mine), rows=batch.rows[part.rows])
         return split(batch, self.rows_at_once or len(batch))
+
+    def _evened(self, batch: Batch, parts: list[Batch]) -> list[tuple[Batch, float]]:
+        """Return the parts, each to be counted once; where the model is cut up all processes make as many forwards."""
+        counted = [(part, 1.0) for part in parts]
+        if isinstance(self.parameters, Sharded):
+            spare = parts[0] if parts else self._parts(batch, np.arange(1))[0]
+            counted += [(spare, 0.0)] * (self.parameters.most(len(parts)) - len(parts))
+        return counted
 
     def _seed(self, step: int) -> None:
         """Start all generators that dropout draws from anew for a step, apart for each process."""
@@ -268,6 +272,21 @@ class Stepper:
         return self.parameters.step(schedule(self.setup.config, self.setup.steps, step), self.norm)
 
 
+def _parameters(model: Any, setup: Setup, *, rows_alone: bool) -> Parameters | Sharded:
+    """Return the parameters as the backend holds them: whole in one flat array, or cut up."""
+    backend: Any = setup.backend
+    if backend.needs_own_modules:
+        return Sharded(model, setup.config, setup.learning_rate, backend, setup.dtype)
+    return Parameters(
+        model,
+        setup.config,
+        setup.learning_rate,
+        architecture=setup.architecture,
+        dtype=setup.dtype,
+        used=used_tokens(setup.train) if rows_alone else None,
+    )
+
+
 def _places(batch: Batch, mine: np.ndarray[Any, Any], parts: list[Batch]) -> Iterator[np.ndarray[Any, Any]]:
     """Yield, for each sequence of each part of ``mine``, where it is in the whole batch."""
     where = np.arange(len(batch.lengths)) if batch.places is None else batch.places
@@ -281,10 +300,11 @@ def _places(batch: Batch, mine: np.ndarray[Any, Any], parts: list[Batch]) -> Ite
         yield here
 
 
-def _forward(model: Any, setup: Setup, parameters: Parameters, dropout: Dropout) -> Callable[[Batch], Any]:
+def _forward(model: Any, setup: Setup, parameters: Parameters | Sharded, dropout: Dropout) -> Callable[[Batch], Any]:
     """Return batch -> outputs: the packed forward, or transformers' own under autocast."""
     device, output = parameters.master.device, setup.task.output
     if setup.architecture is not None:
+        assert isinstance(parameters, Parameters)
         packed = setup.architecture.forward(model, parameters, output)
         return lambda batch: packed(pack(batch, device, output), dropout)
 

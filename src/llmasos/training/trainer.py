@@ -11,7 +11,6 @@ import math
 import signal
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from ..metrics.base import LOWER_IS_BETTER, Scorer
 from .checkpoint import Checkpoint, Checkpoints
 from .diagnosis import not_learning, overfitting
 from .setup import Setup
+from .sharded import Sharded
 from .stepper import Stepper
 
 
@@ -70,7 +70,7 @@ _NOT_KEPT = ("best_scorer", "reason", "broken")  # the best model is scored agai
 def train(
     model: Any,
     setup: Setup,
-    keep: Callable[[], None],
+    keep: Callable[[dict[str, Any]], None],
     state: Progressed,
     checkpoints: Checkpoints | None = None,
     resumed: Checkpoint | None = None,
@@ -80,7 +80,7 @@ def train(
     Args:
         model: a transformers model in float32 on its device, as it is before its training; changed in place.
         setup: all that was decided.
-        keep: called when the model is the best so far and the run goes on: it must store the weights.
+        keep: called with copies of the weights when the model is the best so far and the run goes on.
         state: filled as the run goes; afterwards the model holds the weights of its last step.
         checkpoints: where checkpoints go; without it none are written.
         resumed: the checkpoint from which the run goes on.
@@ -94,7 +94,7 @@ def train(
         UsageError: the checkpoint belongs to another model.
     """
     stepper = Stepper(model, setup)
-    start = _checksum(stepper) if checkpoints else ""
+    start = stepper.parameters.checksum() if checkpoints else ""
     if resumed is not None:
         _restore(stepper, state, resumed, start)
     evaluate_at = evaluation_steps(setup)
@@ -128,7 +128,7 @@ def train(
                 # an interrupted run is scored too if it never was: what is kept has a metric
                 if step + 1 in evaluate_at if not stop else not state.history:
                     stepper.parameters.write_back()
-                    yield from _evaluate(model, setup, state, epoch, keep)
+                    yield from _evaluate(stepper, state, epoch, keep)
                     state.since.clear()
                     clock.skip()
                 if stop or asked.stop:
@@ -137,10 +137,8 @@ def train(
                 if _patience_over(setup.config, state):
                     state.reason = "early stopping"
                     break
-                if checkpoints and checkpoints.writes and (due or leave) and state.step < setup.steps:
-                    tensors, numbers = stepper.parameters.state()
-                    content = {"start": start, "world": setup.backend.world, "best_step": state.best_step}
-                    checkpoints.save(state.step, tensors, content | {"numbers": numbers, "progress": state.to_dict()})
+                if checkpoints and (due or leave) and state.step < setup.steps:
+                    _save(checkpoints, stepper, state, start)
                     yield from checkpoints.notes()
                 if leave:
                     state.reason = "terminated" if checkpoints else "interrupted"
@@ -157,19 +155,33 @@ def train(
 _FORGET = 20  # steps after which the pages of large data are given back
 
 
-def _checksum(stepper: Stepper) -> str:
-    """Return a checksum of the weights that are trained, by which a checkpoint knows its model."""
-    return f"{zlib.crc32(stepper.parameters.master.cpu().numpy().tobytes()):08x}"
+def _save(checkpoints: Checkpoints, stepper: Stepper, state: Progressed, start: str) -> None:
+    """Write a checkpoint: all processes their parts of it where the model is cut up, else the main one."""
+    parts = isinstance(stepper.parameters, Sharded)
+    if not (parts or checkpoints.writes):
+        return
+    tensors, numbers = stepper.parameters.state()
+    content = {"start": start, "world": stepper.backend.world, "parts": parts, "best_step": state.best_step,
+               "numbers": numbers, "progress": state.to_dict()}  # fmt: skip
+    if parts:
+        checkpoints.save_parts(state.step, tensors, content, stepper.backend)
+    else:
+        checkpoints.save(state.step, tensors, content)
 
 
 def _restore(stepper: Stepper, state: Progressed, resumed: Checkpoint, start: str) -> None:
     content = resumed.content
+    if content["parts"] is not isinstance(stepper.parameters, Sharded):
+        raise UsageError(
+            "the checkpoint was written by another kind of backend: fsdp cuts the model up, the others do not",
+            hint="go on with the backend that wrote it, or start anew (--overwrite)",
+        )
     if content["start"] != start:
         raise UsageError(
             "the model that this training began from has changed since its checkpoint was written",
             hint="bring the model back, or start anew (--overwrite)",
         )
-    stepper.parameters.restore(resumed.tensors(), content["numbers"])
+    stepper.parameters.restore(resumed.folder, content["numbers"])
     state.restore(content["progress"])
 
 
@@ -191,11 +203,14 @@ def evaluation_steps(setup: Setup) -> set[int]:
     return {min(setup.steps, max(1, round(per * (i + 1)))) for i in range(count)} | {setup.steps}
 
 
-def _evaluate(model: Any, setup: Setup, state: Progressed, epoch: float, keep: Callable[[], None]) -> Iterator[Event]:
+def _evaluate(
+    stepper: Stepper, state: Progressed, epoch: float, keep: Callable[[dict[str, Any]], None]
+) -> Iterator[Event]:
+    setup = stepper.setup
     assert setup.evaluation is not None
     yield Phase("evaluate", len(setup.evaluation))
     try:
-        loss, scorer = evaluate(setup.engine(model), setup.task, setup.evaluation, setup.evaluation_rows)
+        loss, scorer = evaluate(setup.engine(stepper.model), setup.task, setup.evaluation, setup.evaluation_rows)
     except TrainingError as error:
         state.broken = True
         error.message += f", after step {state.step}"
@@ -212,7 +227,7 @@ def _evaluate(model: Any, setup: Setup, state: Progressed, epoch: float, keep: C
     if best:
         state.best, state.best_step, state.best_scorer = value, state.step, scorer
         if state.step < setup.steps:
-            keep()
+            keep(stepper.parameters.weights())
     yield event
     yield Phase("train")
 
