@@ -26,11 +26,11 @@ LAYERS = (
     ("architectures", "backends", "decoders", "loading", "saving", "scratch"),
     ("tasks",),
     ("metrics",),
-    ("sources", "data"),
+    ("reporters", "runs", "sources", "data"),
     ("core", "errors"),
 )
 PLACE = {name: place for place, layer in enumerate(LAYERS) for name in layer}
-PLUGIN_KINDS = ("architectures", "backends", "decoders", "engines", "sources", "tasks")
+PLUGIN_KINDS = ("architectures", "backends", "decoders", "engines", "reporters", "sources", "tasks")
 
 # Each needs a reason. finetune(progress=True) draws the run with the terminal's own renderer.
 EXCEPTIONS = {("llm.py", "progress")}

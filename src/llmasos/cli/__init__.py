@@ -23,6 +23,7 @@ VERBS = {
     "data": "Show rows as the model sees them, and what of them it learns.",
     "plan": "Tell what a fine-tuning will take, before it starts.",
     "finetune": "Tune a pretrained model on your data and save it.",
+    "runs": "List, show, compare, plot and remove the runs of this machine.",
     "evaluate": "Score a saved model on labelled data.",
     "predict": "Get a saved model's answers for texts.",
     "generate": "Let a model write on from a prompt or a conversation.",
@@ -166,6 +167,7 @@ def _quieten() -> None:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:

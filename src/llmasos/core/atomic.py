@@ -200,32 +200,40 @@ def hold(folder: Path) -> int | None:
     return handle
 
 
+def is_held(path: Path) -> bool:
+    """Say whether a living process is inside ``held(path)``, as far as the system has such locks (Windows: yes)."""
+    if not path.exists():
+        return False
+    with held(path, shared=True) as free:  # shared: two who ask at once do not take each other for the holder
+        return not free
+
+
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock inside the block; yield False when another process holds it."""
+def held(path: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Hold the lock of a folder or file inside the block; yield False when another process holds it."""
     if fcntl is None:
-        yield folder.suffix == _OLD
+        yield path.suffix == _OLD
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = True
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        got = True
     except OSError:
-        free = False
+        got = False
     try:
-        yield free
+        yield got
     finally:
         os.close(handle)
 
 
 def _is_abandoned(folder: Path) -> bool:
-    with held(folder) as free:
-        return free
+    with held(folder) as got:
+        return got
 
 
 def _remove_abandoned(folder: Path) -> None:
-    with contextlib.suppress(OSError), held(folder) as free:
-        if free:
+    with contextlib.suppress(OSError), held(folder) as got:
+        if got:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from . import plugins
 from .errors import UsageError, did_you_mean
 
 T = TypeVar("T")
@@ -142,9 +143,21 @@ class FinetuneConfig(Config):
     )
     seed: int = option(0, "the one seed of the run", least=0)
     threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
+    report_to: str = option("none", "who else is told of the run: tensorboard, mlflow, wandb, or some with commas")
+
+    @property
+    def reporters(self) -> tuple[str, ...]:
+        """Return the names in ``report_to``."""
+        return () if self.report_to == "none" else tuple(dict.fromkeys(self.report_to.replace(" ", "").split(",")))
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in self.reporters:
+            if name not in (known := plugins.names("reporters")):
+                raise UsageError(
+                    f"report_to={self.report_to!r}: there is no {name!r}",
+                    hint=f"{did_you_mean(name, known)}none, or some of {', '.join(known)} with commas",
+                )
         if not re.fullmatch(r"all|head|last-[1-9]\d*", self.trainable):
             raise UsageError(f"trainable={self.trainable!r}", hint="all, head, or last-N, such as last-2")
         if self.adapter != "none" and self.trainable != "all":

@@ -45,6 +45,20 @@ class Progress(Event):
 
 
 @dataclass(frozen=True)
+class Started(Event):
+    """Everything is decided and the first step comes next.
+
+    ``folder`` is where the run will be; ``config`` are the options as they were resolved.
+    """
+
+    id: str
+    folder: Path
+    model: str
+    task: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Step(Event):
     """One optimiser step is done. ``loss`` is the mean over the rows of the step; times in seconds."""
 

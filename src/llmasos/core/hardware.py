@@ -185,6 +185,74 @@ def disk_free(path: str | Path) -> int:
     return shutil.disk_usage(path).free
 
 
+# -- energy -------------------------------------------------------------------------------------------
+
+
+class EnergyMeter:
+    """Joules that this machine's processors, their memory and its GPUs took since the meter was made.
+
+    Everything that runs on the machine counts, not this process alone. Processors tell through Linux' powercap
+    (RAPL), which often only root may read; NVIDIA's GPUs through NVML, where pynvml is installed.
+
+    Args:
+        powercap: the folder of Linux' power zones.
+    """
+
+    def __init__(self, powercap: Path = Path("/sys/class/powercap")) -> None:
+        self._joules = 0.0
+        self._zones = [folder for folder in sorted(powercap.glob("intel-rapl:*")) if _is_counted(folder)]
+        self._gpus = _gpu_meters()
+        self._last = self._readings()
+
+    def read(self) -> float | None:
+        """Return the joules so far, or None where nothing tells.
+
+        Counters of processors begin again at zero after some hundred kilojoules, so that this must be called every
+        few minutes for a right sum.
+        """
+        for name, (now, wraps_at) in (readings := self._readings()).items():
+            before, _ = self._last.get(name, (now, wraps_at))
+            self._joules += (now - before) % wraps_at if wraps_at else max(0.0, now - before)
+        self._last |= readings
+        return self._joules if self._last else None
+
+    def _readings(self) -> dict[str, tuple[float, float]]:
+        """Return each counter in joules, and where it begins again at zero (0: nowhere)."""
+        found = {}
+        for zone in self._zones:
+            try:
+                now, most = (int((zone / file).read_text()) for file in ("energy_uj", "max_energy_range_uj"))
+            except (OSError, ValueError):
+                continue
+            found[zone.name] = (now / 1e6, most / 1e6)
+        for number, gpu in enumerate(self._gpus):
+            found[f"gpu {number}"] = (gpu(), 0.0)
+        return found
+
+
+def _is_counted(zone: Path) -> bool:
+    """Say whether no other zone has a power zone's energy too: cores are part of their package, which psys repeats."""
+    try:
+        return (zone / "name").read_text().strip().startswith(("package", "dram"))
+    except OSError:
+        return False
+
+
+def _gpu_meters() -> list[Callable[[], float]]:
+    """Return for each of NVIDIA's GPUs what reads its joules; none where pynvml or the driver is missing or too old."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        meters = [lambda gpu=gpu: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3 for gpu in gpus]
+        for meter in meters:
+            meter()
+    except Exception:  # pynvml is not there, or raises one of its own for a machine without driver
+        return []
+    return meters
+
+
 # -- devices and number formats -----------------------------------------------------------------------
 
 

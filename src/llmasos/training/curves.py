@@ -6,6 +6,7 @@ The colours are those of Okabe and Ito (2008), told apart with any kind of colou
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLUE, _ORANGE, _GREEN, _INK, _GRID = "#0072B2", "#D55E00", "#009E73", "#333333", "#E4E4E4"
+_LINES = (_BLUE, _ORANGE, _GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # one for each run of a comparison
 _DOTS = 40  # evaluations up to which each is marked with a dot
 
 
@@ -24,15 +26,8 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
             count. Without evaluations the learning rate takes the right side.
         out_png: where to write the picture.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    events = [json.loads(line) for line in metrics_jsonl.read_text(encoding="utf-8").splitlines() if line.strip()]
-    steps = [event for event in events if event["event"] == "step"]
-    evaluations = [event for event in events if event["event"] == "evaluated"]
-    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12, wspace=0.04)
-    figure = Figure(figsize=(12, 4.5), dpi=100, layout=layout)
-    left, right = figure.subplots(1, 2)
+    steps, evaluations = _events(metrics_jsonl)
+    figure, left, right = _sides()
     _losses(left, steps, evaluations)
     if evaluations:
         _metric(right, evaluations)
@@ -41,6 +36,57 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
     for axes in (left, right):
         _dress(axes, max([1, *(event["step"] for event in (*steps, *evaluations))]))
     figure.savefig(out_png, metadata={"Software": None})
+
+
+def plot_runs(runs: Mapping[str, Path], out_png: Path) -> None:
+    """Draw the curves of several runs into one picture of 1200 x 450 pixels.
+
+    Left are the running means of their training losses, with the validation losses as broken lines; right the metric
+    that picks the best model, or the learning rates where a run has no evaluations or the metrics are not the same.
+
+    Args:
+        runs: name -> the events of a run, as for ``plot_curves``; the last line may be half written.
+        out_png: where to write the picture.
+    """
+    figure, left, right = _sides()
+    left.set_title("Loss (broken: validation)")
+    found = {name: _events(path) for name, path in runs.items()}
+    metrics = {evaluations[-1]["metric"] if evaluations else None for _, evaluations in found.values()}
+    shared = metrics.pop() if len(metrics) == 1 else None
+    right.set_title(f"Validation {shared.replace('_', ' ')}" if shared else "Learning rate")
+    for number, (name, (steps, evaluations)) in enumerate(found.items()):
+        style: dict[str, Any] = {"color": _LINES[number % len(_LINES)], "linewidth": 2.5, "markersize": 7}
+        at, evaluated_at = ([event["step"] for event in events] for events in (steps, evaluations))
+        losses = _smoothed(np.array([event["loss"] for event in steps], dtype=float))
+        left.plot(at, losses, label=name, marker="o" if len(at) == 1 else "", **style)
+        left.plot(evaluated_at, [event["loss"] for event in evaluations], linestyle="--", marker="o", **style)
+        if shared:
+            right.plot(evaluated_at, [event["metrics"][shared] for event in evaluations], marker="o", **style)
+        else:
+            right.plot(at, [event["learning_rate"] for event in steps], marker="o" if len(at) == 1 else "", **style)
+    left.legend(frameon=False, fontsize=11)
+    last = max([1, *(event["step"] for both in found.values() for events in both for event in events)])
+    for axes in (left, right):
+        _dress(axes, last)
+    figure.savefig(out_png, metadata={"Software": None})
+
+
+def _events(metrics_jsonl: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the steps and the evaluations of a run, without a last line that is still being written."""
+    whole, _, _ = metrics_jsonl.read_text(encoding="utf-8").rpartition("\n")
+    events = [json.loads(line) for line in whole.splitlines() if line.strip()]
+    steps, evaluations = ([event for event in events if event["event"] == kind] for kind in ("step", "evaluated"))
+    return steps, evaluations
+
+
+def _sides() -> tuple[Any, Any, Any]:
+    """Return a figure of 1200 x 450 pixels and its two sides."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12, wspace=0.04)
+    figure = Figure(figsize=(12, 4.5), dpi=100, layout=layout)
+    return figure, *figure.subplots(1, 2)
 
 
 def _losses(axes: Any, steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .. import runs
 from ..core import atomic, bundle
 from ..core.config import FinetuneConfig, home
 from ..core.errors import UsageError
@@ -46,6 +47,7 @@ class RunFolder:
     ) -> None:
         self.output = None if output is None else Path(output).expanduser()
         self.config, self.overwrite, self.resuming = config, overwrite, False
+        self.id = runs.new_id()
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         if self.output is None:
             if resume:
@@ -85,6 +87,8 @@ class RunFolder:
                 f"there is no unfinished run in {self.path}", hint="leave resume out: the training starts from its data"
             )
         self.resuming = begun and (bool(resume) or (resume is None and not self.overwrite))
+        if self.resuming:
+            self.id = json.loads((self.path / bundle.RUN / RECORD).read_text()).get("id", self.id)
         if self.resuming or not self.path.exists():
             return
         if begun and not self.overwrite:
@@ -213,7 +217,7 @@ class Onlooker(RunFolder):
         self.scratch = self.path / "scratch"
         self.records = self.prepared = self.path / bundle.RUN
         self.checkpoints = Checkpoints(self.path / "checkpoints", config, writes=False)
-        self.resuming = False
+        self.resuming, self.id = False, ""
 
     def record(self, event: Event) -> None:
         """Do nothing: the main process records."""

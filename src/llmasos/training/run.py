@@ -25,7 +25,7 @@ from ..backends.base import Backend, chosen
 from ..core import atomic, hardware
 from ..core.config import FinetuneConfig
 from ..core.errors import TrainingError, UsageError
-from ..core.events import Event, Finished, Note, Phase, Progress, Saved
+from ..core.events import Event, Finished, Note, Phase, Progress, Saved, Started
 from ..loading import load_config, longest_input
 from ..metrics.base import Report, Scorer
 from ..saving import read_weights, save, write_weights
@@ -117,13 +117,43 @@ def finetune(
     Returns:
         The trained transformers model, the settled task, and the run.
     """
-    started = time.perf_counter()
+    from ..reporters.base import opened
+    from .watching import watched
+
+    reporters = opened(config.reporters)  # before anything is computed: a package may be missing
     backend = chosen(config.backend)
-    folder = (
-        RunFolder(output, config, overwrite=overwrite, resume=resume) if backend.is_main else Onlooker(output, config)
-    )
     if backend.world > 1 and output is None:
         raise UsageError("several processes, and no output", hint="output (--output DIR): they meet in that folder")
+    if not backend.is_main:
+        events = _finetune(Onlooker(output, config), backend, located, tokenizer, known, task, data, eval_data,
+                           columns=columns, config=config, model=model)  # fmt: skip
+        return (yield from events)
+    folder = RunFolder(output, config, overwrite=overwrite, resume=resume)
+    events = _finetune(folder, backend, located, tokenizer, known, task, data, eval_data, columns=columns,
+                       config=config, model=model)  # fmt: skip
+    return (
+        yield from watched(
+            events, folder.id, model=located.ref, task=task.tag, folder=folder.output or folder.path,
+            has_output=folder.output is not None, reporters=reporters,
+        )
+    )  # fmt: skip
+
+
+def _finetune(
+    folder: RunFolder,
+    backend: Backend,
+    located: Located,
+    tokenizer: Any,
+    known: Task | None,
+    task: Task,
+    data: Any,
+    eval_data: Any,
+    *,
+    columns: Mapping[str, str] | None,
+    config: FinetuneConfig,
+    model: Any,
+) -> Generator[Event, None, tuple[Any, Task, Run]]:
+    started = time.perf_counter()
     notes: list[str] = []
     try:
         hardware.set_threads(config.threads or backend.threads(hardware.physical_cores()))
@@ -136,13 +166,14 @@ def finetune(
             notes.append(note)
             yield Note(note)
         setup = yield from referenced(model, setup)
-        record = _record(located, setup, prepared, _asked(located, data, eval_data, columns))
+        record = _record(folder, located, setup, prepared, _asked(located, data, eval_data, columns))
         checkpoint, said = _agreed(folder, record, backend)
         for note in said:
             notes.append(note)
             yield Note(note)
         if backend.is_main:
             atomic.write_json(folder.records / RECORD, {**record, "notes": notes, "result": {}})
+        yield Started(folder.id, folder.output or folder.path, located.ref, setup.task.tag, record["config"])
     except BaseException:
         folder.close() if folder.resuming else folder.discard()
         backend.close()
@@ -442,11 +473,14 @@ def _asked(located: Located, data: Any, eval_data: Any, columns: Mapping[str, st
     return {"model": located.ref, **files, "eval_data": held, "columns": dict(columns or {})}
 
 
-def _record(located: Located, setup: Setup, prepared: Prepared, asked: dict[str, Any]) -> dict[str, Any]:
+def _record(
+    folder: RunFolder, located: Located, setup: Setup, prepared: Prepared, asked: dict[str, Any]
+) -> dict[str, Any]:
     """Return all that is needed to repeat the run."""
     packages = ["torch", "transformers", "tokenizers", "datasets", "numpy"]
     packages += ["peft"] if setup.config.adapter != "none" else []
     return {
+        "id": folder.id,
         "llmasos": __version__,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "asked": asked,
