@@ -261,6 +261,7 @@ def test_every_option_of_the_run_reaches_the_run(run):
         "patience": 4, "eval_split": 0.25, "allow_truncated": 0.5, "allow_dropped": 0.4, "allow_unknown": 0.3,
         "precision": "float32", "speed": "plain", "device": "cpu", "seed": 7, "threads": 1, "adapter": "lora",
         "adapter_rank": 2, "adapter_alpha": 3.0, "adapter_dropout": 0.1, "adapter_targets": "query",
+        "report_to": "tensorboard",
     }  # fmt: skip
     others = {"trainable": "all", "base_precision": "float32"}  # not beside an adapter, and not without a GPU
     known = {field.name for field in fields(FinetuneConfig)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,63 @@ def test_no_cgroup_file_means_no_limit(monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda *_a, **_k: (_ for _ in ()).throw(OSError()))
     assert hardware._cpu_quota() is None
     assert hardware._memory_limits() == []
+
+
+# -- energy -----------------------------------------------------------------------------------------------
+
+
+def zone(powercap: Path, folder: str, name: str, joules: float, most: float = 262_143.0) -> Path:
+    """Write a power zone as Linux shows it: counters in microjoules."""
+    path = powercap / folder
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "name").write_text(f"{name}\n")
+    (path / "energy_uj").write_text(f"{int(joules * 1e6)}\n")
+    (path / "max_energy_range_uj").write_text(f"{int(most * 1e6)}\n")
+    return path
+
+
+def test_energy_is_that_of_packages_and_their_memory_and_nothing_twice(tmp_path):
+    for name, folder in (("package-0", "intel-rapl:0"), ("core", "intel-rapl:0:0"), ("dram", "intel-rapl:0:1"),
+                         ("package-1", "intel-rapl:1"), ("psys", "intel-rapl:2"),
+                         ("package-0", "intel-rapl-mmio:0")):  # fmt: skip
+        zone(tmp_path, folder, name, 100.0)
+    meter = hardware.EnergyMeter(tmp_path)
+    assert meter.read() == 0.0
+    zone(tmp_path, "intel-rapl:0", "package-0", 130.0)
+    zone(tmp_path, "intel-rapl:0:0", "core", 120.0)
+    zone(tmp_path, "intel-rapl:0:1", "dram", 105.0)
+    zone(tmp_path, "intel-rapl:1", "package-1", 102.5)
+    zone(tmp_path, "intel-rapl:2", "psys", 150.0)
+    zone(tmp_path, "intel-rapl-mmio:0", "package-0", 130.0)
+    assert meter.read() == pytest.approx(37.5)
+
+
+def test_a_counter_that_begins_again_is_followed(tmp_path):
+    zone(tmp_path, "intel-rapl:0", "package-0", 990.0, most=1000.0)
+    meter = hardware.EnergyMeter(tmp_path)
+    for joules in (15.0, 900.0, 5.0):
+        zone(tmp_path, "intel-rapl:0", "package-0", joules, most=1000.0)
+        found = meter.read()
+    assert found == pytest.approx(25 + 885 + 105)
+
+
+def test_energy_that_nothing_tells_is_none(tmp_path):
+    assert hardware.EnergyMeter(tmp_path / "nowhere").read() is None
+    path = zone(tmp_path, "intel-rapl:0", "package-0", 1.0)
+    (path / "energy_uj").unlink()
+    (path / "energy_uj").mkdir()  # unreadable, also for root
+    assert hardware.EnergyMeter(tmp_path).read() is None
+
+
+def test_gpus_count_where_pynvml_reads_them(tmp_path, monkeypatch):
+    counters = {"a": 5000, "b": 7000}  # millijoules
+    fake = types.SimpleNamespace(
+        nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 2, nvmlDeviceGetHandleByIndex=lambda i: "ab"[i],
+        nvmlDeviceGetTotalEnergyConsumption=lambda gpu: counters[gpu],
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    zone(tmp_path, "intel-rapl:0", "package-0", 1.0)
+    meter = hardware.EnergyMeter(tmp_path)
+    counters.update(a=6500, b=7500)
+    zone(tmp_path, "intel-rapl:0", "package-0", 4.0)
+    assert meter.read() == pytest.approx(1.5 + 0.5 + 3.0)

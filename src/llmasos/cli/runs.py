@@ -6,17 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from .. import runs
 from ..core import plugins
 from ..core.errors import UsageError, did_you_mean
 from ..progress import duration
+from ..runs import Entry
 from .output import AsJson, say, show_json, show_table
-
-if TYPE_CHECKING:
-    from ..runs import Entry
 
 EXAMPLES = """
 llmasos runs list --task text-classification --limit 10
@@ -57,8 +56,6 @@ def run(
     if action == "list":
         _list(task, model, limit, as_json=as_json)
         return
-    from .. import runs
-
     chosen = list({entry.id: entry for entry in map(runs.find, ids or [])}.values())
     if action == "show":
         _show(chosen[0], as_json=as_json)
@@ -89,8 +86,6 @@ def _check(action: str, ids: list[str], given: set[str]) -> None:
 
 
 def _list(task: str | None, model: str | None, limit: int | None, *, as_json: bool) -> None:
-    from .. import runs
-
     if task is not None and task not in (known := plugins.names("tasks")):
         raise UsageError(f"there is no task {task!r}", hint=f"{did_you_mean(task, known)}one of {', '.join(known)}")
     found = [
@@ -107,8 +102,6 @@ def _list(task: str | None, model: str | None, limit: int | None, *, as_json: bo
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    from .. import runs
-
     records, note = runs.place(entry)
     where = note if records is None or note else entry.folder
     seconds = "" if entry.seconds is None else duration(entry.seconds)
@@ -125,8 +118,6 @@ def _metric(entry: Entry) -> str:
 
 
 def _as_dict(entry: Entry) -> dict[str, Any]:
-    from .. import runs
-
     records, note = runs.place(entry)
     return {**asdict(entry), "records": None if records is None else str(records), "note": note or None}
 
@@ -135,8 +126,6 @@ def _as_dict(entry: Entry) -> dict[str, Any]:
 
 
 def _show(entry: Entry, *, as_json: bool) -> None:
-    from .. import runs
-
     record = runs.record(entry)
     if as_json:
         show_json({**_as_dict(entry), "record": record})
@@ -204,9 +193,7 @@ def _word(value: Any) -> str:
 
 
 def _compare(chosen: list[Entry], *, as_json: bool) -> None:
-    from .. import runs
-
-    records = {entry.id: _recorded(entry, runs.record(entry)) for entry in chosen}
+    records = {entry.id: _recorded(entry) for entry in chosen}
     flat = {id: _flat(record) for id, record in records.items()}
     names = dict.fromkeys(name for one in flat.values() for name in one)
     differing = {
@@ -231,9 +218,8 @@ def _compare(chosen: list[Entry], *, as_json: bool) -> None:
     show_table([("metric", *head), *cells, costs])
 
 
-def _recorded(entry: Entry, record: dict[str, Any] | None) -> dict[str, Any]:
-    from .. import runs
-
+def _recorded(entry: Entry) -> dict[str, Any]:
+    record = runs.record(entry)
     if record is None:
         raise UsageError(f"run {entry.id} has no records: {runs.place(entry).note}", hint="leave it out")
     return record
@@ -258,7 +244,6 @@ def _cell(metric: tuple[float, str] | None) -> str:
 
 
 def _plot(chosen: list[Entry], picture: Path, *, as_json: bool) -> None:
-    from .. import runs
     from ..training.curves import plot_curves, plot_runs
 
     if picture.suffix.lower() != ".png":
@@ -271,7 +256,7 @@ def _plot(chosen: list[Entry], picture: Path, *, as_json: bool) -> None:
         lines[f"{entry.id} {Path(entry.folder).name if entry.has_output else entry.task}"] = records / "metrics.jsonl"
     picture.parent.mkdir(parents=True, exist_ok=True)
     if len(lines) == 1:
-        plot_curves(*lines.values(), picture)
+        plot_curves(next(iter(lines.values())), picture)
     else:
         plot_runs(lines, picture)
     if as_json:
@@ -281,8 +266,6 @@ def _plot(chosen: list[Entry], picture: Path, *, as_json: bool) -> None:
 
 
 def _remove(chosen: list[Entry], *, model_too: bool, as_json: bool) -> None:
-    from .. import runs
-
     removed = {}
     for entry in chosen:
         folder = runs.remove(entry, model_too=model_too)

@@ -245,12 +245,18 @@ def _gpu_meters() -> list[Callable[[], float]]:
 
         pynvml.nvmlInit()
         gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        meters = [lambda gpu=gpu: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3 for gpu in gpus]
+        meters = [partial(_gpu_joules, gpu) for gpu in gpus]
         for meter in meters:
             meter()
     except Exception:  # pynvml is not there, or raises one of its own for a machine without driver
         return []
-    return meters
+    return [*meters]
+
+
+def _gpu_joules(gpu: Any) -> float:
+    import pynvml
+
+    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3)  # millijoules since the driver was loaded
 
 
 # -- devices and number formats -----------------------------------------------------------------------

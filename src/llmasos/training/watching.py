@@ -52,7 +52,8 @@ def watched(
             error.add_note(note.text)
         raise
     run = result[-1]  # type: ignore[index]
-    yield from watch.finish("done", "" if run.reason == "done" else run.reason, run)
+    status = "interrupted" if run.reason == "interrupted" else "done"
+    yield from watch.finish(status, "" if run.reason == status else run.reason, run)
     return result
 
 
@@ -100,7 +101,7 @@ class _Watch:
         if isinstance(event, Step | Evaluated):
             yield from self._each(lambda reporter: reporter.record(event))
 
-    def finish(self, status: str, reason: str, run: Any) -> Iterator[Event]:
+    def finish(self, status: str, reason: str, run: Any) -> Iterator[Note]:
         """Complete the entry and end the reporters; ``run`` is what is kept, if anything is."""
         cost = {"seconds": round(time.perf_counter() - self._began, 3), "energy": self._meter.read()}
         learned = {} if run is None else {"steps": run.steps, "metric": self._headline(run)}
@@ -120,7 +121,7 @@ class _Watch:
         ends = {} if interval is None else {"low": interval.low, "high": interval.high}
         return {"name": self._metric, "value": run.metrics[self._metric], **ends}
 
-    def _each(self, call: Callable[[Reporter], T]) -> Generator[Event, None, list[T]]:
+    def _each(self, call: Callable[[Reporter], T]) -> Generator[Note, None, list[T]]:
         """Call each reporter and return what they gave; one that fails is told of, and asked no more."""
         given = []
         for name, reporter in list(self._told.items()):
