@@ -267,3 +267,15 @@ def test_a_run_that_fails_tells_its_reporters_only_if_it_had_begun(model, place,
     with pytest.raises(ValueError, match="of the listener"):
         LLM.from_pretrained(model).finetune(TASK, ROWS, progress=fail, report_to="told", **QUICK)
     assert told.heard[-1] == ("finish", ("failed", {}))
+
+
+def test_ctrl_c_while_a_reporter_ends_keeps_the_model(model, place, told, monkeypatch):
+    def press(self: Told, status: str, metrics: Mapping[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(told, "finish", press)
+    llm = LLM.from_pretrained(model)
+    with pytest.raises(KeyboardInterrupt):
+        llm.finetune(TASK, ROWS, progress=False, report_to="told", **QUICK)
+    assert llm.predict("a good day").label in ("praise", "complaint")
+    assert runs.entries()[0].status == "done"

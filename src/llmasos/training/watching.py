@@ -40,7 +40,7 @@ def watched(
         The run's result.
     """
     watch = _Watch(dict(reporters))
-    yield from watch.register(id, model, task, folder, has_output)
+    watch.register(id, model, task, folder, has_output)
     try:
         result = yield from _passed(events, watch.see)
     except BaseException as error:
@@ -53,7 +53,11 @@ def watched(
         raise
     run = result[-1]  # type: ignore[index]
     status = "interrupted" if run.reason == "interrupted" else "done"
-    yield from watch.finish(status, "" if run.reason == status else run.reason, run)
+    try:
+        yield from watch.finish(status, "" if run.reason == status else run.reason, run)
+    except KeyboardInterrupt as stop:  # while a reporter sends the last of it: the model is there all the same
+        stop.kept = result  # type: ignore[attr-defined]
+        raise
     return result
 
 
@@ -80,16 +84,19 @@ class _Watch:
         self._waiting, self._told = reporters, dict[str, Reporter]()
         self._entry: runs.Registered | None = None
         self._metric = ""
+        self._notes: list[Note] = []
         self._began = self._looked = time.perf_counter()
         self._meter = hardware.EnergyMeter()
 
-    def register(self, id: str, model: str, task: str, folder: Path, has_output: bool) -> Iterator[Event]:
+    def register(self, id: str, model: str, task: str, folder: Path, has_output: bool) -> None:
         try:
             self._entry = runs.Registered.begin(id, model=model, task=task, folder=folder, has_output=has_output)
         except (OSError, LLMasOSError) as error:
-            yield Note(f"this run is not in the run store: {error}", "warning")
+            self._notes.append(Note(f"this run is not in the run store: {error}", "warning"))
 
     def see(self, event: Event) -> Iterator[Event]:
+        while self._notes:
+            yield self._notes.pop()
         if (now := time.perf_counter()) - self._looked > _SECONDS:
             self._looked = now
             self._meter.read()
