@@ -91,6 +91,7 @@ JSON_WORDS = {
     "tokenizer": ["train", "--data", "train.jsonl", "--vocab-size", "270", "--output", "own-tokenizer"],
     "create": ["writer/config.json", "--tokenizer", "writer", "--output", "own-model"],
     "merge": ["adapter", "--output", "merged"],
+    "runs": ["list"],
 }
 
 

@@ -29,7 +29,6 @@ ACTIONS = {"list": ("task", "model", "limit"), "show": (), "compare": (), "plot"
 """What can be done, and the options that it takes."""
 
 _LEDGER = ("rows", "kept", "truncated", "dropped", "duplicates", "contradictory", "in_evaluation_data")
-_APART = ("report_to", "output")  # options that say where to and not what
 
 
 def run(
@@ -231,7 +230,7 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
         "model": record["base"]["ref"],
         "revision": record["base"]["revision"],
         **{f"task.{name}" if name != "tag" else "task": value for name, value in record["task"].items()},
-        **{name: value for name, value in record["config"].items() if name not in _APART},
+        **{name: value for name, value in record["config"].items() if name != "report_to"},
         **{f"{name} data": data["fingerprint"][:16] for name, data in record["data"].items()},
         "forward": record["forward"],
         "llmasos": record["llmasos"],
