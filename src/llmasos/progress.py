@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .core.events import Evaluated, Event, Finished, Note, Phase, Progress, Saved, Step
+from .core.events import Evaluated, Event, Finished, Note, Phase, Progress, Saved, Step, Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,11 +141,27 @@ def _sentence(event: Event) -> str:
     if isinstance(event, Evaluated):
         parts = (f"validation loss {event.loss:.4f}", _score(event), "the best so far" if event.best else "")
         return f"epoch {event.epoch:.4g}: " + ", ".join(part for part in parts if part)
+    if isinstance(event, Trial):
+        return _trial(event)
     if isinstance(event, Saved):
         return f"saved {event.path}"
     if isinstance(event, Finished):
         return f"{event.reason}: {event.steps:,} steps in {duration(event.seconds)}"
     return ""
+
+
+def _trial(event: Trial) -> str:
+    """Word a training of a search: what it tries, or what came of it."""
+    if event.status == "begun":
+        return f"trial {event.number} of {event.trials}: {worded(event.values)}"
+    score = "" if event.value is None else f", {event.metric} {event.value:.4f}"
+    return f"trial {event.number} of {event.trials}: {event.status}{score}, {duration(event.seconds)}"
+
+
+def worded(values: Mapping[str, Any]) -> str:
+    """Word options with their values: ``"learning_rate 0.0001, batch_size 32"``."""
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _step(event: Step, metric: str, *, short: bool = False) -> str:

@@ -122,6 +122,22 @@ def full_disk(target: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder while the block runs, where the system has locks.
+
+    Raises:
+        UsageError: another process works there.
+    """
+    if fcntl is None:
+        yield
+        return
+    with _held(folder) as held:
+        if not held:
+            raise UsageError(f"another process is at work in {folder}", hint="wait for it, or name another output")
+        yield
+
+
 def _says_full(error: Exception) -> bool:
     # safetensors and tokenizers raise errors of their own, with the system's number only in the text
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

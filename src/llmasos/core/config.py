@@ -49,6 +49,14 @@ class Config:
                 )
         return cls(**{name: _typed(known[name], value) for name, value in values.items()})
 
+    @classmethod
+    def checked(cls, name: str, value: Any) -> Any:
+        """Convert the value of one option and check it alone, whatever the others are."""
+        item = next(item for item in fields(cls) if item.name == name)
+        typed = _typed(item, value)
+        _check(item, typed)
+        return typed
+
     def to_dict(self) -> dict[str, Any]:
         """Return all options as JSON types."""
         return asdict(self)
@@ -178,6 +186,26 @@ class FinetuneConfig(Config):
 
 
 @dataclass(frozen=True)
+class TuneConfig(Config):
+    """How to search for the options of a fine-tuning."""
+
+    trials: int = option(20, "trainings that are tried", least=1)
+    within: str | None = option(
+        None, "longest time of the search, such as 90s, 10min or 2h; the trial that is not finished then is given up"
+    )
+    prune: str = option(
+        "median",
+        "median gives a trial up when an evaluation is worse than the median of the earlier trials; none never does",
+        choices=("median", "none"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.within is not None:
+            parse_duration("within", self.within)
+
+
+@dataclass(frozen=True)
 class PredictConfig(Config):
     """How to predict."""
 
@@ -295,6 +323,19 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return out
 
 
+def parse_duration(name: str, text: str) -> float:
+    """Return the seconds of ``"90s"``, ``"10min"``, ``"2h"`` or ``"1h30min"``, the value of the option ``name``.
+
+    Raises:
+        UsageError: it is no such text, or no time at all.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)(s|min|h)", text)
+    seconds = sum(float(number) * {"s": 1, "min": 60, "h": 3600}[unit] for number, unit in parts)
+    if "".join(map("".join, parts)) != text or not seconds:
+        raise UsageError(f"{name}={text!r} is not a length of time", hint=f"for example {name}=90s, 10min, 2h or 1h30min")
+    return seconds
+
+
 def home() -> Path:
     """Return the folder for this project's own files: ``LLMASOS_HOME``, else ``~/.cache/llmasos``."""
     return Path(os.environ.get("LLMASOS_HOME") or Path.home() / ".cache" / "llmasos")
@@ -333,7 +374,7 @@ def _kinds(item: Field[Any], owner: type) -> tuple[type, bool]:
 
 
 def _owner(item: Field[Any]) -> type:
-    return next(c for c in (FinetuneConfig, EvaluateConfig, WriteConfig) if item in fields(c))
+    return next(c for c in (FinetuneConfig, TuneConfig, EvaluateConfig, WriteConfig) if item in fields(c))
 
 
 def _typed(item: Field[Any], value: Any) -> Any:

@@ -86,6 +86,24 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True)
+class Trial(Event):
+    """One training of a search, when it begins and when it is over.
+
+    ``status``: "begun", "complete", "pruned", "diverged", "interrupted", "out of time". ``value`` is the metric of
+    the best model of the trial (the last one seen, if it was not completed), ``evaluations`` all that were seen.
+    """
+
+    number: int
+    trials: int
+    values: dict[str, Any]
+    status: str
+    metric: str | None = None
+    value: float | None = None
+    evaluations: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Saved(Event):
     """A model folder was written."""
 
