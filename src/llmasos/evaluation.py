@@ -6,18 +6,20 @@ that a task can join what belongs to one row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from .core.config import EvaluateConfig
+from .core.events import Event, Note, Phase, Progress
 from .data.batching import Batch, gather, sorted_order
 from .data.dataset import Dataset
 from .data.encoding import Encoded
 from .engines.base import Engine
-from .metrics.base import Scorer
+from .metrics.base import Report, Scorer
 from .tasks.base import IGNORED, Row, Task
 
 BLOCK = 4096
@@ -64,6 +66,82 @@ def evaluate(
         if on_rows:
             on_rows(stop)
     return total / max(weight, 1e-12), scorer
+
+
+def scored(
+    engine: Callable[[], Engine],
+    task: Task,
+    tokenizer: Any,
+    length: int,
+    data: Any,
+    columns: Mapping[str, str] | None,
+    config: EvaluateConfig,
+    writing: Mapping[str, Any],
+    *,
+    untrained: Callable[[], Engine],
+    written: Callable[..., Iterable[Any]],
+) -> Generator[Event, None, Report]:
+    """Score a model on labelled rows, from their source to the report.
+
+    Args:
+        engine: opens what runs the model.
+        task: what it was tuned for.
+        tokenizer: its tokenizer.
+        length: the longest example in tokens.
+        data, columns, config: as for ``LLM.evaluate``.
+        writing: how answers are written, where the task scores them.
+        untrained: opens what runs the model as it was before its training.
+        written: rows, options, cut -> the answers that the model writes.
+
+    Yields:
+        What is being done. The report is the generator's return value.
+    """
+    from .data.dataset import read
+    from .data.encoding import encode
+    from .data.ledger import Ledger
+    from .data.unknown import unknown_tokens
+    from .prediction import Cut
+
+    yield Phase("read")
+    rows = read(data, task.fields, columns=columns)
+    yield Phase("tokenize", len(rows))
+    ledger = Ledger()
+    encoded = encode(
+        rows, task, tokenizer, length,
+        allow_truncated=config.allow_truncated, allow_dropped=config.allow_dropped, ledger=ledger,
+    )  # fmt: skip
+    account = ledger.summary()
+    for name, what in (("truncated", f"cut to {length} tokens"), ("dropped", "left out")):
+        if account[name]:
+            yield Note(f"{account[name]} of {account['rows']} rows are {what}", "warning")
+    if (unknown := unknown_tokens(encoded, rows, task, tokenizer)).is_worth_saying:
+        yield Note(str(unknown), "warning")
+    if task.needs_reference:
+        yield Phase("reference", len(encoded))
+        encoded = referenced(untrained(), task, encoded, batch_size=config.batch_size)
+    yield Phase("evaluate", len(encoded))
+    _, scorer = evaluate(engine(), task, encoded, rows, batch_size=config.batch_size)
+    yield Progress(len(encoded))
+    if task.scores_answers:
+        used = rows.rows(sorted(set(encoded.rows.tolist())))
+        yield Phase("write answers", len(used))
+        same = ["precision", "speed", "device", "threads"]
+        same += ["max_length", "allow_truncated"] if task.cuts_prompts else []
+        how = {**{name: getattr(config, name) for name in same}, **writing}
+        first, unfinished = int(how.pop("seed", 0)), 0
+        for number in range(task.answers_per_row):
+            cut = Cut()
+            answers = list(written(used, {**how, "seed": first + number}, cut))
+            unfinished += sum(getattr(answer, "finish_reason", "") == "length" for answer in answers)
+            task.score_answers(scorer, answers, used)
+        yield Progress(len(used))
+        if cut.rows:
+            yield Note(f"to write from, {cut}", "warning")
+        if unfinished:
+            whole = task.answers_per_row * len(used)
+            text = f"{unfinished} of {whole} answers had no room to end; a larger max_new_tokens gives it"
+            yield Note(text, "warning")
+    return scorer.report()
 
 
 def referenced(engine: Engine, task: Task, data: Encoded, *, batch_size: int = 64) -> Encoded:

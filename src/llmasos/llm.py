@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Generator as Events
 from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle
-from .core.config import Config, EvaluateConfig, FinetuneConfig, GenerateConfig, PredictConfig, WriteConfig, read_recipe
+from .core.config import (
+    Config,
+    EvaluateConfig,
+    FinetuneConfig,
+    GenerateConfig,
+    PredictConfig,
+    TuneConfig,
+    WriteConfig,
+    read_recipe,
+)
 from .core.errors import BundleError, LLMasOSError, NotFittedError, TrainingError, TruncatedWarning, UsageError, warn
 from .core.events import Event
 from .data.columns import is_row
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from .training.merging import Merge
     from .training.plan import Plan
     from .training.run import Run
+    from .training.tuning import Search
 
 Listener = Callable[[Event], None]
 
@@ -210,6 +219,43 @@ class LLM:
         self._adopt(*kept)
         return kept[-1]  # type: ignore[no-any-return]
 
+    def tune(
+        self, task: Task, data: Any, *, space: Mapping[str, Any] | Sequence[str] | None = None, eval_data: Any = None,
+        columns: Mapping[str, str] | None = None, output: str | Path | None = None, overwrite: bool = False,
+        config: str | Path | None = None, progress: bool | Listener = True, **options: Any,
+    ) -> Search:  # fmt: skip
+        """Search for the options of a fine-tuning, and keep the model of the best trial.
+
+        Args:
+            task, data, eval_data, columns, output, overwrite, config, progress: as for ``finetune``.
+            space: what is tried, as ``{"learning_rate": "1e-5..5e-4:log", "batch_size": [16, 32]}``; the learning
+                rate around its default, batch size, warm-up and weight decay if not given.
+            **options: fields of ``TuneConfig`` (``trials``, ``within``, ``prune``), and fields of
+                ``FinetuneConfig``, the same in all trials.
+
+        Returns:
+            The search: trials, the best of them, where its model is. A search that was broken off goes on when it is
+            called again with the same arguments and output.
+
+        Raises:
+            UsageError: the space makes no sense, or the output holds another search.
+            MissingExtraError: Optuna is not installed.
+        """
+        from .training.tuning import tune
+
+        if self._tuned:
+            raise UsageError("a model that was tuned in memory is no start for a search",
+                             hint="save it, and open the folder with LLM.from_pretrained")  # fmt: skip
+        given = {**(read_recipe(config) if config else {}), **options}
+        search = {item.name: given.pop(item.name) for item in fields(TuneConfig) if item.name in given}
+        events = tune(
+            self.located, self.tokenizer, self.task, task, data, eval_data, columns=columns, output=output,
+            overwrite=overwrite, fixed=given, space=space, options=TuneConfig.of(search),
+        )  # fmt: skip
+        found = followed(events, progress)
+        self.__dict__ = {**vars(type(self).from_pretrained(found.path)), "_tuned": True}
+        return found  # type: ignore[no-any-return]
+
     def predict(
         self,
         data: Any,
@@ -350,7 +396,14 @@ class LLM:
         config = _options(EvaluateConfig, None, scoring)
         if writing:
             self._write_config(writing)  # what is wrong is told before anything is computed
-        return followed(self._evaluation(data, columns, config, writing), progress)  # type: ignore[no-any-return]
+        from .evaluation import scored
+
+        task, length = self._fitted(), self._max_length(config)
+        events = scored(
+            lambda: self._engine(config), task, self.tokenizer, length, data, columns, config, writing,
+            untrained=lambda: self._untrained(task, config), written=self._written,
+        )  # fmt: skip
+        return followed(events, progress)  # type: ignore[no-any-return]
 
     def merge(self, data: Any = None, *, columns: Mapping[str, str] | None = None, tolerance: float = 0.0) -> Merge:
         """Fold the adapter into its base: from here on this is a plain model, and saves as one.
@@ -532,59 +585,6 @@ class LLM:
                     progress(Note(str(cut), "warning"))
 
         return told()
-
-    def _evaluation(
-        self, data: Any, columns: Mapping[str, str] | None, config: EvaluateConfig, writing: Mapping[str, Any]
-    ) -> Events[Event, None, Report]:
-        from .core.events import Note, Phase, Progress
-        from .data.dataset import read
-        from .data.encoding import encode
-        from .data.ledger import Ledger
-        from .data.unknown import unknown_tokens
-        from .evaluation import evaluate, referenced
-        from .prediction import Cut
-
-        task = self._fitted()
-        yield Phase("read")
-        rows = read(data, task.fields, columns=columns)
-        yield Phase("tokenize", len(rows))
-        length, ledger = self._max_length(config), Ledger()
-        encoded = encode(
-            rows, task, self.tokenizer, length,
-            allow_truncated=config.allow_truncated, allow_dropped=config.allow_dropped, ledger=ledger,
-        )  # fmt: skip
-        account = ledger.summary()
-        for name, what in (("truncated", f"cut to {length} tokens"), ("dropped", "left out")):
-            if account[name]:
-                yield Note(f"{account[name]} of {account['rows']} rows are {what}", "warning")
-        if (unknown := unknown_tokens(encoded, rows, task, self.tokenizer)).is_worth_saying:
-            yield Note(str(unknown), "warning")
-        if task.needs_reference:
-            yield Phase("reference", len(encoded))
-            encoded = referenced(self._untrained(task, config), task, encoded, batch_size=config.batch_size)
-        yield Phase("evaluate", len(encoded))
-        _, scorer = evaluate(self._engine(config), task, encoded, rows, batch_size=config.batch_size)
-        yield Progress(len(encoded))
-        if task.scores_answers:
-            used = rows.rows(sorted(set(encoded.rows.tolist())))
-            yield Phase("write answers", len(used))
-            same = ["precision", "speed", "device", "threads"]
-            same += ["max_length", "allow_truncated"] if task.cuts_prompts else []
-            how = {**{name: getattr(config, name) for name in same}, **writing}
-            first, unfinished = int(how.pop("seed", 0)), 0
-            for number in range(task.answers_per_row):
-                cut = Cut()
-                answers = list(self._written(used, {**how, "seed": first + number}, cut))
-                unfinished += sum(getattr(answer, "finish_reason", "") == "length" for answer in answers)
-                task.score_answers(scorer, answers, used)
-            yield Progress(len(used))
-            if cut.rows:
-                yield Note(f"to write from, {cut}", "warning")
-            if unfinished:
-                whole = task.answers_per_row * len(used)
-                text = f"{unfinished} of {whole} answers had no room to end; a larger max_new_tokens gives it"
-                yield Note(text, "warning")
-        return scorer.report()
 
 
 _LINEAGE = ("base", "data", "max_length")

@@ -24,6 +24,7 @@ VERBS = {
     "plan": "Tell what a fine-tuning will take, before it starts.",
     "finetune": "Tune a pretrained model on your data and save it.",
     "runs": "List, show, compare, plot and remove the runs of this machine.",
+    "tune": "Search for the options of a fine-tuning.",
     "evaluate": "Score a saved model on labelled data.",
     "predict": "Get a saved model's answers for texts.",
     "generate": "Let a model write on from a prompt or a conversation.",

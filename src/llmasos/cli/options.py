@@ -181,8 +181,13 @@ def _said_by(owners: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(tags)}: {line.rstrip('.')}" for line, tags in tasks.items())
 
 
-def settle(given: Mapping[str, Any], *, settings: Sequence[str] | None = None, recipe: str | Path | None = None) -> Job:
+def settle(
+    given: Mapping[str, Any], *, settings: Sequence[str] | None = None, recipe: str | Path | None = None,
+    also: Sequence[str] = (),
+) -> Job:  # fmt: skip
     """Settle a job from flags, ``key=value`` settings and a recipe; check everything that needs no model.
+
+    ``also`` names options of the verb besides those of a fine-tuning.
 
     Raises:
         UsageError: an unknown key, a wrong value, or no model or data given.
@@ -192,7 +197,7 @@ def settle(given: Mapping[str, Any], *, settings: Sequence[str] | None = None, r
     task_class = plugins.load("tasks", str(merged.pop("task", None) or DEFAULT_TASK))
     task_fields = [field.name for field in options_of(task_class)]
     config_fields = [field.name for field in dataclasses.fields(FinetuneConfig)]
-    known = (*OWN, *task_fields, *config_fields)
+    known = (*OWN, *task_fields, *config_fields, *also)
     for name in merged:
         if name not in known:
             raise UsageError(
@@ -201,8 +206,8 @@ def settle(given: Mapping[str, Any], *, settings: Sequence[str] | None = None, r
     for name, flag in (("model", "MODEL"), ("data", "--data")):
         if not merged.get(name):
             raise UsageError(f"no {name} given", hint=f"pass {flag}, or write `{name}: ...` into the recipe")
-    options = {k: merged[k] for k in config_fields if k in merged}
-    FinetuneConfig.of(options)  # Told now, not after a model was loaded.
+    options = {k: merged[k] for k in (*config_fields, *also) if k in merged}
+    FinetuneConfig.of({k: options[k] for k in config_fields if k in options})  # told now, not after a model was loaded
     own = {k: None if merged[k] is None else str(merged[k]) for k in OWN if k in merged and k != "columns"}
     columns = parse_columns(merged.get("columns"))
     hints = typing.get_type_hints(task_class)

@@ -332,7 +332,9 @@ def parse_duration(name: str, text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)(s|min|h)", text)
     seconds = sum(float(number) * {"s": 1, "min": 60, "h": 3600}[unit] for number, unit in parts)
     if "".join(map("".join, parts)) != text or not seconds:
-        raise UsageError(f"{name}={text!r} is not a length of time", hint=f"for example {name}=90s, 10min, 2h or 1h30min")
+        raise UsageError(
+            f"{name}={text!r} is not a length of time", hint=f"for example {name}=90s, 10min, 2h or 1h30min"
+        )
     return seconds
 
 

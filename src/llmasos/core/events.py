@@ -89,8 +89,9 @@ class Evaluated(Event):
 class Trial(Event):
     """One training of a search, when it begins and when it is over.
 
-    ``status``: "begun", "complete", "pruned", "diverged", "interrupted", "out of time". ``value`` is the metric of
-    the best model of the trial (the last one seen, if it was not completed), ``evaluations`` all that were seen.
+    ``status``: "begun", "complete", "pruned", "diverged", "interrupted", "out of time". ``value`` and ``loss`` are
+    metric and validation loss of the trial's best model (of its last, if it was not completed), ``evaluations`` the
+    metric at each evaluation.
     """
 
     number: int
@@ -99,6 +100,7 @@ class Trial(Event):
     status: str
     metric: str | None = None
     value: float | None = None
+    loss: float | None = None
     evaluations: list[float] = field(default_factory=list)
     seconds: float = 0.0
 

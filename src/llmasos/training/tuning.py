@@ -14,7 +14,6 @@ import math
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -157,9 +156,7 @@ def tune(
     content = _identity(located, task, data, eval_data, columns, config, dimensions, options)
     mine = _open_folder(folder, target, content, overwrite=overwrite)
     deadline = started + (parse_duration("within", options.within) if options.within else math.inf)
-    job = _Job(
-        located, tokenizer, known, task, data, eval_data, columns, fixed, dimensions, options, folder, deadline
-    )
+    job = _Job(located, tokenizer, known, task, data, eval_data, columns, fixed, dimensions, options, folder, deadline)
     with atomic.hold(folder), atomic.full_disk(folder), _quiet():
         study = _open_study(folder)
         for trial in study.get_trials(deepcopy=False):
@@ -224,6 +221,7 @@ class _Watched:
         self.status = "interrupted"
         self.metric: str | None = None
         self.value: float | None = None
+        self.loss: float | None = None
         self.evaluations: list[float] = []
         self._steps = 0
 
@@ -232,7 +230,7 @@ class _Watched:
         try:
             for event in events:
                 if isinstance(event, Finished):
-                    self.value = event.metrics.get(self.metric)
+                    self.value = event.metrics.get(self.metric or "")
                     self.status = "complete" if event.reason in ("done", "early stopping") else "interrupted"
                 elif not isinstance(event, Saved) and (notes or not isinstance(event, Note) or event.level != "info"):
                     yield event
@@ -247,6 +245,8 @@ class _Watched:
         if isinstance(event, Evaluated):
             self.metric, self.value = event.metric, event.metrics[event.metric]
             self.evaluations.append(self.value)
+            if event.best:
+                self.loss = event.loss
             self.trial.report(_signed(self.metric, self.value), len(self.evaluations))
             if event.step < self._steps and self.trial.should_prune():
                 self.status = "pruned"
@@ -258,7 +258,7 @@ class _Watched:
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, watched: _Watched, seconds: float) -> None:
-    record = {"status": watched.status, "metric": watched.metric, "value": watched.value,
+    record = {"status": watched.status, "metric": watched.metric, "value": watched.value, "loss": watched.loss,
               "evaluations": watched.evaluations, "seconds": round(seconds, 3)}  # fmt: skip
     for name, value in record.items():
         trial.set_user_attr(name, value)
@@ -332,9 +332,12 @@ def _concluded(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _best(trials: Sequence[Trial]) -> Trial | None:
-    """Return the completed trial with the best metric; of several, the first."""
-    complete = [trial for trial in trials if trial.status == "complete"]
-    return max(complete, key=lambda trial: _signed(trial.metric or "", trial.value or 0.0), default=None)
+    """Return the completed trial with the best metric; of several, as in a run, the one with the lowest loss."""
+
+    def rank(trial: Trial) -> tuple[float, float]:
+        return _signed(trial.metric or "", trial.value or 0.0), -(trial.loss or 0.0)
+
+    return max((trial for trial in trials if trial.status == "complete"), key=rank, default=None)
 
 
 def _state(name: str) -> optuna.trial.TrialState:
@@ -421,9 +424,7 @@ def _difference(before: Any, now: Any) -> str:
     return f"was {before}, now {now}"
 
 
-def _finish(
-    job: _Job, study: optuna.Study, target: Path, reason: str, seconds: float, *, overwrite: bool
-) -> Search:
+def _finish(job: _Job, study: optuna.Study, target: Path, reason: str, seconds: float, *, overwrite: bool) -> Search:
     """Give the best model its name, with the records of the search."""
     from .trainer import interruptible
     from .tuning_plot import plot_tuning
@@ -498,8 +499,6 @@ def _quiet() -> Iterator[None]:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="optuna")
-            yield
+        yield
     finally:
         optuna.logging.set_verbosity(before)
