@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmasos import LLM, TextClassificationTask
+from llmasos import LLM, MaskedLanguageModelingTask, TextClassificationTask
 from llmasos.core.config import FinetuneConfig, TuneConfig, parse_duration
 from llmasos.core.events import Evaluated, Trial
 from llmasos.errors import MissingExtraError, TrainingError, UsageError
@@ -21,7 +22,9 @@ from llmasos.training.space import Dimension, default_space, parse_space
 from tiny import save_tiny_bert
 
 TASK, ROWS = TextClassificationTask.sample()
-QUICK = {"batch_size": 8, "epochs": 12, "evaluations": 1, "dropout": 0.0, "threads": 1, "precision": "float32"}
+TRAIN = ROWS * 4
+QUICK = {"batch_size": 8, "epochs": 3, "evaluations": 1, "dropout": 0.0, "threads": 1, "precision": "float32"}
+BRIEF = {"epochs": 1, "eval_data": ROWS[:8]}  # for what does not depend on what is learned
 RATES = {"learning_rate": [1e-9, 3e-3]}
 
 
@@ -30,21 +33,27 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_bert(tmp_path_factory.mktemp("tuning") / "base")
 
 
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch):
+    """Leave out the picture of each training, which takes longer than a tiny training; test_curves.py draws it."""
+    monkeypatch.setattr("llmasos.training.curves.plot_curves", lambda *_: None)
+
+
 def search(base: Path, output: Path, heard: list | None = None, **more):
     listener = (lambda _: None) if heard is None else heard.append
     given = {"space": RATES, "trials": 3, "eval_data": ROWS, "progress": listener, **QUICK, **more}
     llm = LLM.from_pretrained(base)
-    return llm, llm.tune(TASK, ROWS, output=output, **given)
+    return llm, llm.tune(TASK, TRAIN, output=output, **given)
 
 
 # -- what is found ----------------------------------------------------------------------------------------
 
 
 def test_the_better_of_two_rates_is_found_and_its_model_kept(base, tmp_path):
-    llm, found = search(base, tmp_path / "best", trials=4)
+    llm, found = search(base, tmp_path / "best", seed=2)
     assert {trial.values["learning_rate"] for trial in found.trials} == {1e-9, 3e-3}
     assert found.best.values == {"learning_rate": 3e-3}
-    assert (found.reason, len(found.trials), found.metric) == ("done", 4, "accuracy")
+    assert (found.reason, len(found.trials), found.metric) == ("done", 3, "accuracy")
     again = LLM.from_pretrained(tmp_path / "best").evaluate(ROWS, precision="float32")
     assert again.metrics["accuracy"].value == found.best.value > 0.9
     assert llm.evaluate(ROWS, precision="float32").metrics["accuracy"].value == found.best.value
@@ -56,16 +65,14 @@ def test_the_better_of_two_rates_is_found_and_its_model_kept(base, tmp_path):
 
 
 def test_a_metric_of_which_less_is_better_is_made_small(base, tmp_path):
-    from llmasos import LanguageModelingTask
-    from writers import save_writer
-
-    task, rows = LanguageModelingTask.sample()
-    llm = LLM.from_pretrained(save_writer(tmp_path / "writer", "llama"))
-    found = llm.tune(task, rows, eval_data=rows, space={"learning_rate": [1e-9, 1e-2]}, trials=4, seed=1,
-                     output=tmp_path / "best", progress=False, epochs=2, threads=1)  # fmt: skip
-    assert found.metric == "perplexity"
-    assert found.best.value == min(trial.value for trial in found.trials if trial.status == "complete")
-    assert found.best.values == {"learning_rate": 1e-2}
+    task, rows = MaskedLanguageModelingTask.sample()
+    found = LLM.from_pretrained(base).tune(
+        task, rows, eval_data=rows, space={"learning_rate": [1e-9, 1e-2]}, trials=3, seed=2, output=tmp_path / "best",
+        progress=False, epochs=2, threads=1,
+    )  # fmt: skip
+    values = [(trial.value, trial.values["learning_rate"]) for trial in found.trials]
+    assert found.metric == "pseudo_perplexity"
+    assert (found.best.value, 1e-2) == min(values) < max(values)
 
 
 def test_the_recipe_repeats_the_best_trial(base, tmp_path, monkeypatch):
@@ -74,8 +81,10 @@ def test_the_recipe_repeats_the_best_trial(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     words = ["tune", base, "--data", "train.jsonl", "--label-smoothing", "0.1", "--output", "best", "--trials", "2",
-             "--search", "learning_rate=1e-4..5e-3:log", "--eval-split", "0.4"]  # fmt: skip
-    words += [part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", value)]
+             "--search", "learning_rate=1e-4..5e-3:log", "--eval-split", "0.4", "--epochs", "1"]  # fmt: skip
+    words += [
+        part for name, value in QUICK.items() if name != "epochs" for part in (f"--{name.replace('_', '-')}", value)
+    ]
     assert main([str(word) for word in words]) == 0
     found = json.loads(Path("best/run/tuning.json").read_text())
     assert yaml.safe_load(Path("best/run/recipe.yaml").read_text())["label_smoothing"] == 0.1
@@ -85,33 +94,34 @@ def test_the_recipe_repeats_the_best_trial(base, tmp_path, monkeypatch):
     assert runs[0]["config"] == runs[1]["config"]
 
 
-def test_a_trial_behind_the_median_is_pruned_and_its_training_closed(base, tmp_path):
+def test_a_trial_behind_the_median_is_pruned_and_its_training_closed(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmasos.training.tuning.STARTUP", 1)
     heard: list = []
-    space = {"learning_rate": [1e-9, 3e-3]}
-    _, found = search(base, tmp_path / "best", heard, space=space, trials=10, epochs=6, evaluations=2, seed=3)
-    pruned = [trial for trial in found.trials if trial.status == "pruned"]
-    assert pruned
-    assert all(trial.values["learning_rate"] == 1e-9 for trial in pruned)
-    assert all(len(trial.evaluations) < 12 for trial in pruned)
-    evaluations = [event for event in heard if isinstance(event, Evaluated)]
-    assert len(evaluations) == sum(len(trial.evaluations) for trial in found.trials) < 120
-    _, full = search(base, tmp_path / "full", space=space, trials=10, epochs=6, evaluations=2, seed=3, prune="none")
-    assert {trial.status for trial in full.trials} == {"complete"}
+    _, found = search(base, tmp_path / "best", heard, seed=5)
+    assert [trial.values["learning_rate"] for trial in found.trials] == [3e-3, 3e-3, 1e-9]
+    assert [trial.status for trial in found.trials] == ["complete", "complete", "pruned"]
+    assert [len(trial.evaluations) for trial in found.trials] == [3, 3, 2]
+    assert sum(isinstance(event, Evaluated) for event in heard) == 8
+    _, full = search(base, tmp_path / "full", seed=5, prune="none")
+    assert full.trials[2].values == found.trials[2].values
+    assert [len(trial.evaluations) for trial in full.trials] == [3, 3, 3]
 
 
 def test_a_trial_that_diverges_counts_and_the_search_goes_on(base, tmp_path):
     space = {"learning_rate": [1e30, 3e-3]}
-    _, found = search(base, tmp_path / "best", space=space, trials=4, gradient_clip=0.0)
+    _, found = search(base, tmp_path / "best", space=space, seed=2, gradient_clip=0.0, **BRIEF)
     assert {trial.status for trial in found.trials} == {"complete", "diverged"}
     assert found.best.values == {"learning_rate": 3e-3}
 
 
 def test_trials_begin_from_the_same_model_and_notes_are_said_once(base, tmp_path):
     heard: list = []
-    _, found = search(base, tmp_path / "best", heard, space={"learning_rate": [3e-3, 2.9e-3]}, trials=3)
+    _, found = search(
+        base, tmp_path / "best", heard, space={"learning_rate": [3e-3, 2.9e-3]}, eval_data=None, eval_split=0.2
+    )
     trials = [event for event in heard if isinstance(event, Trial)]
     assert [trial.status for trial in trials] == ["begun", "complete"] * 3
-    assert sum("labels found" in getattr(event, "text", "") for event in heard) <= 1
+    assert sum("are set aside" in getattr(event, "text", "") for event in heard) == 1
     same = [t.evaluations for t in found.trials if t.values == found.trials[0].values]
     assert all(evaluations == same[0] for evaluations in same)
 
@@ -122,21 +132,24 @@ def test_trials_begin_from_the_same_model_and_notes_are_said_once(base, tmp_path
 CODE = """
 import json, sys
 from llmasos import LLM, TextClassificationTask
+from llmasos.training import tuning
+tuning.STARTUP = 1
 task, rows = TextClassificationTask.sample()
 given = json.loads(sys.argv[3])
 LLM.from_pretrained(sys.argv[1]).tune(task, rows, output=sys.argv[2], eval_data=rows, **given)
 """
 
 
-def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(base, tmp_path):
+def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmasos.training.tuning.STARTUP", 1)
     space = {"learning_rate": "1e-5..1e-2:log", "batch_size": [4, 8]}
-    given = {**QUICK, "space": space, "trials": 8, "epochs": 6}
+    given = {**QUICK, "space": space, "trials": 3, "epochs": 1}
     del given["batch_size"]
     output, folder = tmp_path / "best", tmp_path / "best.tuning"
     child = subprocess.Popen([sys.executable, "-c", CODE, str(base), str(output), json.dumps(given)],
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     deadline = time.monotonic() + 60
-    while not list(folder.glob("trial-3.unfinished/run/metrics.jsonl")) and time.monotonic() < deadline:
+    while not list(folder.glob("trial-2.unfinished/run/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -147,12 +160,14 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(base, tmp_path):
     llm = LLM.from_pretrained(base)
     found = llm.tune(TASK, ROWS, output=output, eval_data=ROWS, progress=heard.append, **given)
     begun = [event.number for event in heard if isinstance(event, Trial) and event.status == "begun"]
-    assert begun == list(range(begun[0], 9))
-    assert begun[0] in (3, 4)
+    assert begun == list(range(begun[0], 4))
+    assert begun[0] in (2, 3)
     counted = [trial for trial in found.trials if trial.status != "interrupted"]
-    assert [trial.number for trial in counted] == list(range(1, 9))
+    assert [trial.number for trial in counted] == [1, 2, 3]
     assert [trial.number for trial in found.trials if trial.status == "interrupted"] == [begun[0]]
-    whole = LLM.from_pretrained(base).tune(TASK, ROWS, output=tmp_path / "whole", eval_data=ROWS, progress=False, **given)
+    whole = LLM.from_pretrained(base).tune(
+        TASK, TRAIN, output=tmp_path / "whole", eval_data=ROWS, progress=False, **given
+    )
     assert [(t.values, t.value, t.status) for t in counted] == [(t.values, t.value, t.status) for t in whole.trials]
 
 
@@ -162,12 +177,12 @@ def test_ctrl_c_keeps_the_best_so_far_and_the_same_call_goes_on(base, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match="best model so far is in") as stopped:
-        search(base, tmp_path / "best", trials=5, progress=stop)
+        search(base, tmp_path / "best", trials=4, progress=stop, **BRIEF)
     assert len(stopped.value.search.trials) == 3
     assert LLM.from_pretrained(tmp_path / "best").evaluate(ROWS).rows == len(ROWS)
     heard: list = []
-    _, found = search(base, tmp_path / "best", heard, trials=5)
-    assert [event.number for event in heard if isinstance(event, Trial) and event.status == "begun"] == [3, 4, 5]
+    _, found = search(base, tmp_path / "best", heard, trials=4, **BRIEF)
+    assert [event.number for event in heard if isinstance(event, Trial) and event.status == "begun"] == [3, 4]
     assert not (tmp_path / "best.tuning").exists()
     assert found.reason == "done"
 
@@ -177,19 +192,19 @@ def test_ctrl_c_before_any_trial_was_finished_leaves_the_search_to_go_on(base, t
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match="no trial was finished"):
-        search(base, tmp_path / "best", progress=stop)
+        search(base, tmp_path / "best", progress=stop, **BRIEF)
     assert not (tmp_path / "best").exists()
-    assert search(base, tmp_path / "best", space={"learning_rate": [1e-3, 3e-3]}, trials=1)[1].reason == "done"
+    assert search(base, tmp_path / "best", space={"learning_rate": [1e-3, 3e-3]}, trials=1, **BRIEF)[1].reason == "done"
 
 
 def test_the_time_limit_ends_the_search_with_what_was_found(base, tmp_path):
     start = time.monotonic()
-    _, found = search(base, tmp_path / "best", trials=1000, within="3s")
-    assert time.monotonic() - start < 8
+    _, found = search(base, tmp_path / "best", trials=1000, within="3s", **BRIEF)
+    assert time.monotonic() - start < 3 + 10  # a save on a busy machine included
     assert found.reason == "out of time"
     assert 0 < len(found.trials) < 1000
     with pytest.raises(TrainingError, match="no trial was finished"):
-        search(base, tmp_path / "none", epochs=1000, within="1s")
+        search(base, tmp_path / "none", epochs=1000, within="0.3s")
 
 
 # -- refusals ---------------------------------------------------------------------------------------------
@@ -201,18 +216,18 @@ def stopped_search(base: Path, output: Path, **more) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        search(base, output, progress=stop, **more)
+        search(base, output, progress=stop, **BRIEF, **more)
 
 
 def test_a_search_that_is_another_is_refused_until_overwritten(base, tmp_path):
     output = tmp_path / "best"
     stopped_search(base, output)
-    changed = [({"epochs": 3}, "options: epochs"), ({"space": {"learning_rate": [1e-9, 1e-3]}}, "space"),
+    changed = [({"epochs": 2}, "options: epochs"), ({"space": {"learning_rate": [1e-9, 1e-3]}}, "space"),
                ({"prune": "none"}, "prune"), ({"eval_data": ROWS[:-1]}, "validation data")]  # fmt: skip
     for more, word in changed:
         with pytest.raises(UsageError, match=f"another {word}"):
-            search(base, output, **more)
-    assert search(base, output, epochs=3, overwrite=True)[1].best.evaluations
+            search(base, output, **{**BRIEF, **more})
+    assert search(base, output, **BRIEF, trials=1, seed=1, overwrite=True)[1].best.evaluations
     with pytest.raises(UsageError, match="exists already"):
         search(base, output)
 
@@ -222,7 +237,7 @@ def test_a_search_that_another_process_is_at_is_left_alone(base, tmp_path):
 
     stopped_search(base, tmp_path / "best")
     with atomic.hold(tmp_path / "best.tuning"), pytest.raises(UsageError, match="another process"):
-        search(base, tmp_path / "best")
+        search(base, tmp_path / "best", **BRIEF)
 
 
 @pytest.mark.parametrize(("space", "message"), [
@@ -233,7 +248,7 @@ def test_a_search_that_another_process_is_at_is_left_alone(base, tmp_path):
     (["warmup=0..2"], "warmup=2.0 is out of range"),
     (["batch_size=1.5..4"], "batch_size='1.5' is not a whole number"),
     (["schedule=linear,round"], "schedule='round'"),
-    (["schedule=linear..cosine"], "schedule='linear..cosine'|has no range|schedule='linear'"),
+    (["schedule=linear..cosine"], "schedule has no range"),
     (["epochs=4..1"], "ends before it begins"),
     (["warmup=0..0.5:log"], "takes the logarithm of 0"),
     (["warmup=0..0.5:exp"], "is not LOW..HIGH"),
@@ -249,12 +264,12 @@ def test_a_search_that_another_process_is_at_is_left_alone(base, tmp_path):
 def test_a_space_that_makes_no_sense_is_refused(space, message):
     with pytest.raises(UsageError) as refused:
         parse_space(space, {"dropout": 0.1})
-    assert __import__("re").search(message, str(refused.value)), str(refused.value)
+    assert re.search(message, str(refused.value)), str(refused.value)
 
 
 def test_ranges_and_choices_have_the_types_of_their_options():
     parsed = parse_space(["learning-rate=1e-5..5e-4:log", "batch_size=8..32", "epochs=1..4", "warmup=0.0..0.2",
-                          "trainable=all,last-1", "learning_rate_=1"][:5], {})  # fmt: skip
+                          "trainable=all,last-1"], {})  # fmt: skip
     assert parsed == (
         Dimension("learning_rate", low=1e-5, high=5e-4, log=True),
         Dimension("batch_size", low=8, high=32, whole=True),
@@ -273,7 +288,7 @@ def test_the_default_space_leaves_out_what_is_given():
 def test_a_search_without_validation_rows_or_from_a_tuned_model_is_refused(base, tmp_path):
     with pytest.raises(UsageError, match="validation rows"):
         search(base, tmp_path / "best", eval_data=None, eval_split=0.0)
-    llm, _ = search(base, tmp_path / "one", trials=1)
+    llm, _ = search(base, tmp_path / "one", trials=1, **BRIEF)
     with pytest.raises(UsageError, match="tuned in memory"):
         llm.tune(TASK, ROWS, output=tmp_path / "two")
 
@@ -284,7 +299,9 @@ def test_without_optuna_the_pip_line_is_told(base, tmp_path, monkeypatch):
         search(base, tmp_path / "best")
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("2h", 7200), ("1h30min", 5400), ("1.5h", 5400)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10min", 600), ("2h", 7200), ("1h30min", 5400), ("1.5h", 5400)]
+)
 def test_lengths_of_time_are_read(text, seconds):
     assert parse_duration("within", text) == seconds
 

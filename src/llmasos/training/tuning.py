@@ -196,9 +196,9 @@ def _try(job: _Job, study: optuna.Study) -> Generator[Event, None, None]:
     output = job.folder / f"trial-{number}"
     for leftover in (output, output.with_name(output.name + ".unfinished")):
         shutil.rmtree(leftover, ignore_errors=True)
-    yield Trial(number, job.options.trials, dict(trial.params), "begun")
     watched, started = _Watched(trial, job.deadline), time.monotonic()
     try:
+        yield Trial(number, job.options.trials, dict(trial.params), "begun")
         events = finetune(
             job.located, job.tokenizer, job.known, job.task, job.data, job.eval_data,
             columns=job.columns, output=output, overwrite=False, config=config,
@@ -414,7 +414,7 @@ def _earlier(folder: Path) -> dict[str, Any] | None:
         begun = (folder / "study.jsonl").read_text(encoding="utf-8", errors="replace")
     except (OSError, ValueError):
         return None
-    return content if '"status"' in begun else None
+    return content if any(f'"status":"{status}"' in begun for status in CONCLUDED) else None
 
 
 def _difference(before: Any, now: Any) -> str:
