@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: quickstart test test-slow check format bench setup clean
+.PHONY: quickstart test test-slow test-gpu check format bench bench-gpu setup clean
 
 quickstart: $(VENV)/.ready
 	$(BIN)/llmasos quickstart
@@ -15,6 +15,10 @@ test: $(VENV)/.ready-dev
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m slow
+
+# Skips, saying so, where there is no GPU.
+test-gpu: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -m gpu -rs
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -27,6 +31,10 @@ format: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks
+
+# Fails, saying so, where there is no GPU.
+bench-gpu: $(VENV)/.ready-bench
+	$(BIN)/python -m benchmarks.gpu
 
 setup: $(VENV)/.ready
 

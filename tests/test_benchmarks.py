@@ -183,3 +183,26 @@ def test_the_validation_loss_is_that_of_each_next_token_and_of_the_end(tmp_path)
     loss = pretrain.validation_loss(after_a_comes_b_and_then_the_end, tmp_path, tmp_path)
     assert seen == [3, pretrain.LENGTH]
     assert loss == pytest.approx(100 * (pretrain.LENGTH - 1) / (pretrain.LENGTH + 3))
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_gpu_runs_in_toy_sizes_and_fails_without_a_gpu():
+    import subprocess
+
+    def bench(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "benchmarks.gpu", *words]
+        return subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)
+
+    import torch
+
+    if not torch.cuda.is_available():
+        done = bench()
+        assert done.returncode == 1
+        assert "no such GPU" in done.stderr
+    toy = ("--device", "cpu", "--tiny", "--steps", "2", "--seeds", "1")
+    done = bench(*toy, "--only", "encoder_llmasos", "--only", "decoder_llmasos", "--only", "decoder_trainer_defaults")
+    assert done.returncode == 0, done.stderr
+    written = json.loads((harness.RESULTS / "gpu.partial.json").read_text())
+    measured = {run["candidate"]: run["values"] for run in written["runs"] if run["candidate"] != "machine"}
+    assert len(measured) == 3
+    assert all(values["tokens_per_second"] > 0 and values["peak_share"] > 0 for values in measured.values())

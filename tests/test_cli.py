@@ -18,7 +18,7 @@ from llmasos.cli import VERBS, command_of, examples_of, main
 from llmasos.cli.options import argument_lines, settle
 from llmasos.cli.output import show_table
 from llmasos.core import plugins
-from llmasos.core.config import FinetuneConfig, PredictConfig
+from llmasos.core.config import FinetuneConfig, PredictConfig, TuneConfig
 from llmasos.tasks.text_classification import TextClassificationTask
 from tiny import save_tiny, save_tiny_bert
 
@@ -84,6 +84,7 @@ JSON_WORDS = {
     "tasks": [],
     "plan": ["base", "--data", "train.jsonl"],
     "finetune": ["base", "--data", "train.jsonl", "--output", "model", "--max-steps", "1"],
+    "tune": ["base", "--data", "train.jsonl", "--output", "best", "--max-steps", "1", "--trials", "1"],
     "evaluate": ["tuned", "--data", "test.jsonl"],
     "predict": ["tuned", "a good day"],
     "data": ["show", "--data", "train.jsonl", "--model", "tuned"],
@@ -112,6 +113,7 @@ def test_each_example_parses(verb, line):
 @pytest.mark.parametrize(("verb", "options", "without"), [
     ("finetune", (FinetuneConfig, TextClassificationTask), ()),
     ("plan", (FinetuneConfig, TextClassificationTask), ()),
+    ("tune", (TuneConfig, FinetuneConfig, TextClassificationTask), ()),
     ("evaluate", (PredictConfig,), ()),
     ("predict", (PredictConfig,), ("allow_dropped",)),  # which speaks of labelled rows
 ])  # fmt: skip
@@ -160,7 +162,33 @@ def test_the_doctor_names_machine_packages_and_what_is_used(run):
     code, out, _ = run("doctor")
     assert code == 0
     names = {line.split()[0] for line in out.splitlines() if line}
-    assert {"llmasos", "processor", "memory", "used", "torch", "transformers"} <= names
+    assert {"llmasos", "processor", "memory", "graphics", "used", "torch", "transformers", "extras", "with"} <= names
+
+
+def test_the_doctor_tells_a_card_that_this_torch_cannot_use(run, monkeypatch):
+    from llmasos.core import hardware
+
+    monkeypatch.setattr(hardware, "devices", lambda: ["cpu"])
+    monkeypatch.setattr(hardware, "torch_build", lambda: "CPU")
+    monkeypatch.setattr(hardware, "graphics", lambda: [hardware.Graphics("CUDA", "NVIDIA A100")])
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "cpu (NVIDIA A100 is there, but this torch is built for CPU" in out
+    assert "torch for CUDA (NVIDIA A100)  pip install --force-reinstall torch==" in out
+
+
+def test_the_doctor_says_which_frameworks_and_extras_can_be_used(run, monkeypatch):
+    from llmasos.cli import doctor
+
+    found = {"jax": "0.10", "keras": "3.15", "keras-hub": "0.32", "peft": "0.21", "torch": "2.13"}
+    monkeypatch.setattr(doctor, "_version", found.get)
+    document = json.loads(run("doctor", "--json")[1])
+    assert document["frameworks"]["tensorflow"] == {"tensorflow": None, "keras": "3.15", "keras-hub": "0.32"}
+    out = run("doctor")[1]
+    assert "with jax         can be used: jax 0.10, keras 3.15, keras-hub 0.32" in out
+    assert "with tensorflow  cannot be used: tensorflow missing" in out
+    assert 'pip install "llmasos[generation]"' in out
+    assert 'pip install "llmasos[adapters]"' not in out
 
 
 def test_the_doctor_says_how_many_threads_it_was_told_to_use(run, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,3 +58,20 @@ def test_an_adapter_trains_on_a_base_of_four_bits(tmp_path):
     losses = [value for value in run.metrics.values() if value == value]
     assert losses
     assert LLM.from_pretrained(tmp_path / "adapter").predict(rows[:1], device="cuda")[0].text is not None
+
+
+def test_arrays_arrive_whole_through_pinned_memory_that_is_used_again():
+    from llmasos.core.hardware import to_device
+
+    sent = [np.full(1_000_000, i) for i in range(50)]
+    arrived = [to_device(values, "cuda") for values in sent]
+    assert all(torch.equal(tensor.cpu(), torch.from_numpy(values)) for tensor, values in zip(arrived, sent))
+
+
+def test_the_doctor_says_that_the_card_is_used():
+    from llmasos.core import hardware
+
+    machine = hardware.describe()
+    assert machine["device"] == "cuda:0"
+    assert machine["graphics"]
+    assert machine["device_missing"] == []

@@ -7,6 +7,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -218,3 +219,89 @@ def test_gpus_count_where_pynvml_reads_them(tmp_path, monkeypatch):
     counters.update(a=6500, b=7500)
     zone(tmp_path, "intel-rapl:0", "package-0", 4.0)
     assert meter.read() == pytest.approx(1.5 + 0.5 + 3.0)
+# -- what is there, and what keeps torch from it --------------------------------------------------------
+
+
+def card(root: Path, vendor: str, kind: str, number: int = 0) -> Path:
+    folder = root / "sys" / "bus" / "pci" / "devices" / f"0000:00:0{number}.0"
+    folder.mkdir(parents=True)
+    (folder / "vendor").write_text(f"{vendor}\n")
+    (folder / "class").write_text(f"{kind}\n")
+    return root
+
+
+@pytest.fixture
+def no_tools(monkeypatch, tmp_path):
+    """A system that is Linux, without NVIDIA's tool."""
+    monkeypatch.setattr(hardware.sys, "platform", "linux")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(("vendor", "kind", "expected"), [
+    ("0x10de", "0x030200", [("CUDA", "NVIDIA card")]),
+    ("0x1002", "0x120000", [("ROCm", "AMD card")]),
+    ("0x8086", "0x030000", [("XPU", "Intel graphics")]),
+    ("0x8086", "0x020000", []),
+    ("0x1af4", "0x030000", []),
+])  # fmt: skip
+def test_graphics_are_read_from_the_bus(no_tools, tmp_path, vendor, kind, expected):
+    assert hardware.graphics(card(tmp_path, vendor, kind)) == expected
+
+
+def test_an_nvidia_card_has_its_name_from_its_driver_and_counts_once(no_tools, tmp_path):
+    about = tmp_path / "proc" / "driver" / "nvidia" / "gpus" / "0000:00:01.0" / "information"
+    about.parent.mkdir(parents=True)
+    about.write_text("Model: \t\t NVIDIA A100-SXM4-40GB\nIRQ:   \t\t 33\n")
+    assert hardware.graphics(card(tmp_path, "0x10de", "0x030200")) == [("CUDA", "NVIDIA A100-SXM4-40GB")]
+
+
+def test_an_nvidia_card_that_only_the_tool_knows_is_found(no_tools, tmp_path, monkeypatch):
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-1)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    assert hardware.graphics(tmp_path) == [("CUDA", "NVIDIA GeForce RTX 4090")]
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert hardware.graphics(tmp_path) == []
+
+
+def test_a_card_that_the_build_of_torch_cannot_use_is_told_with_the_pip_line():
+    why, (missing,) = hardware.explained(["cpu"], [hardware.Graphics("CUDA", "NVIDIA A100")], "CPU", "2.13.0+cpu")
+    assert why == "NVIDIA A100 is there, but this torch is built for CPU, not for CUDA"
+    assert missing.install.startswith("pip install --force-reinstall torch==2.13.0 ")
+    seen = [hardware.Graphics("XPU", "Intel graphics"), hardware.Graphics("ROCm", "AMD card")]
+    why, (missing,) = hardware.explained(["cpu"], seen, "CUDA 13.0", "2.13.0")
+    assert "AMD card is there" in why
+    assert "ROCm" in missing.install
+
+
+def test_a_card_that_the_right_build_does_not_reach_lacks_a_driver():
+    why, (missing,) = hardware.explained(["cpu"], [hardware.Graphics("CUDA", "NVIDIA A100")], "CUDA 13.0", "2.13.0")
+    assert "does not reach it" in why
+    assert "driver" in missing.what
+
+
+def test_what_torch_reaches_is_used_and_no_card_means_the_processor():
+    nvidia = hardware.Graphics("CUDA", "NVIDIA A100")
+    why, missing = hardware.explained(["cpu", "cuda:0", "cuda:1"], [nvidia, nvidia], "CUDA 13.0", "2.13.0")
+    assert "cuda:1 can be named" in why
+    assert missing == []
+    assert hardware.explained(["cpu"], [], "CPU", "2.13.0") == ("no accelerator was found", [])
+
+
+def test_the_build_of_torch_is_named(monkeypatch):
+    for name in ("cuda", "hip"):
+        monkeypatch.setattr(torch.version, name, None)
+    monkeypatch.setattr(torch.version, "xpu", None, raising=False)
+    assert hardware.torch_build() in ("CPU", "MPS")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert hardware.torch_build() == "CUDA 13.0"
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    assert hardware.torch_build() == "ROCm 7.1"
+
+
+def test_an_array_arrives_on_its_device_whole():
+    values = np.arange(6, dtype=np.int64).reshape(2, 3)
+    assert torch.equal(hardware.to_device(values, "cpu"), torch.arange(6).view(2, 3))
+    assert hardware.to_device(np.zeros(0), CPU).shape == (0,)

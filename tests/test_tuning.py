@@ -148,9 +148,9 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(base, tmp_path, mo
     output, folder = tmp_path / "best", tmp_path / "best.tuning"
     child = subprocess.Popen([sys.executable, "-c", CODE, str(base), str(output), json.dumps(given)],
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("trial-2.unfinished/run/metrics.jsonl")) and time.monotonic() < deadline:
+    while not (under_way := list(folder.glob("trial-2.unfinished/run/metrics.jsonl"))) and child.poll() is None:
         time.sleep(0.005)
+    assert under_way
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not output.exists()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..core.hardware import to_device
 from ..data.batching import Batch, pad, rectangle
 from ..tasks._losses import Projected
 from ..tasks.base import IGNORED
@@ -25,7 +26,7 @@ def transformers_outputs(model: nn.Module, batch: Batch, pad_id: int, output: st
     device = next(model.parameters()).device
     if getattr(model.config, "is_encoder_decoder", False) and output == "vocabulary":
         return _decoded(model, batch, pad_id, device)
-    inputs = {name: torch.from_numpy(value).to(device) for name, value in pad(batch, pad_id).items()}
+    inputs = {name: to_device(value, device) for name, value in pad(batch, pad_id).items()}
     inside = inputs["attention_mask"].bool()
     if output == "row":
         return model(**inputs).logits  # type: ignore[no-any-return]
@@ -53,10 +54,10 @@ def _decoded(model: Any, batch: Batch, pad_id: int, device: torch.device) -> Pro
     """
     assert batch.targets is not None
     assert batch.target_lengths is not None
-    inputs = {name: torch.from_numpy(value).to(device) for name, value in pad(batch, pad_id, GRAIN).items()}
+    inputs = {name: to_device(value, device) for name, value in pad(batch, pad_id, GRAIN).items()}
     labels, inside = rectangle(batch.targets, batch.target_lengths, IGNORED, GRAIN)
-    asked = torch.from_numpy(np.flatnonzero(inside & (labels != IGNORED))).to(device)
-    given = shifted(model, torch.from_numpy(labels).to(device))
+    asked = to_device(np.flatnonzero(inside & (labels != IGNORED)), device)
+    given = shifted(model, to_device(labels, device))
     with _products(model, len(labels), max(inputs["input_ids"].shape[1], given.shape[1]), device):
         return head_reads(model, asked, **inputs, decoder_input_ids=given)
 
@@ -131,7 +132,7 @@ def token_logits(out: Any) -> Tensor:
 def supervised(batch: Batch, device: torch.device | str) -> Tensor:
     """Return the places, among the batch's tokens, where the targets ask for something."""
     assert batch.targets is not None
-    return torch.from_numpy(np.flatnonzero(batch.targets != IGNORED)).to(device)
+    return to_device(np.flatnonzero(batch.targets != IGNORED), device)
 
 
 @contextmanager

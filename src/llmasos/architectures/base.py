@@ -18,6 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..core import plugins
+from ..core.hardware import to_device
 from ..tasks._losses import Projected as Projected
 from ._plain import supervised
 
@@ -100,15 +101,15 @@ def laid_out(
     fill = -len(ids) % max(GRAIN, 1 << max(0, len(ids).bit_length() - 5))
 
     def filled(values: np.ndarray[Any, Any], value: int) -> torch.Tensor:
-        return torch.from_numpy(np.pad(values.astype(np.int64), (0, fill), constant_values=value)).to(device)
+        return to_device(np.pad(values.astype(np.int64), (0, fill), constant_values=value), device)
 
     return Pack(
         tokens=len(ids),
         ids=filled(ids, int(ids[0])),
         types=None if types is None else filled(types, 0),
         positions=filled(positions, 1),
-        first=torch.from_numpy(offsets[:-1]).to(device),
-        lengths=torch.from_numpy(lengths).to(device),
+        first=to_device(offsets[:-1], device),
+        lengths=to_device(lengths, device),
         groups=groups_of(lengths, runs, device),
     )
 
@@ -152,9 +153,9 @@ def _group(
         stop,
         rows,
         longest,
-        torch.from_numpy(tokens.reshape(-1)).to(device),
-        torch.from_numpy(np.flatnonzero(inside)).to(device),
-        torch.from_numpy(bias).to(device),
+        to_device(tokens.reshape(-1), device),
+        to_device(np.flatnonzero(inside), device),
+        to_device(bias, device),
     )
 
 

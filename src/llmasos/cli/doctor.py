@@ -37,7 +37,9 @@ def run(*, as_json: AsJson = False) -> int:
         document["machine"] = hardware.describe()
     except Exception as error:  # A torch that does not load is what a doctor is called for.
         problems.append(f"torch does not load: {' '.join(str(error).split())}")
-    document |= {"packages": packages, "extras": extras, "problems": problems, "missing": _missing(extras)}
+    missing = [*document.get("machine", {}).get("device_missing", ()), *_missing(extras)]
+    document |= {"packages": packages, "extras": extras, "frameworks": _frameworks()}
+    document |= {"problems": problems, "missing": missing}
     if as_json:
         show_json(document)
     else:
@@ -65,6 +67,28 @@ def _version(package: str) -> str | None:
         return None
 
 
+FRAMEWORKS = {
+    "torch": ("torch",),
+    "jax": ("jax", "keras", "keras-hub"),
+    "tensorflow": ("tensorflow", "keras", "keras-hub"),
+}
+"""The frameworks that can train, each with the packages that it needs here."""
+
+SAME = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-rocm", "tensorflow-macos")}
+"""Other packages that bring a package's module."""
+
+
+def _frameworks() -> dict[str, dict[str, str | None]]:
+    """Return for each framework the versions of its packages; None where one is missing.
+
+    They are looked up, not imported, which takes seconds and, for some, the memory of a whole card.
+    """
+    return {
+        framework: {name: next(filter(None, map(_version, SAME.get(name, (name,)))), None) for name in packages}
+        for framework, packages in FRAMEWORKS.items()
+    }
+
+
 def _missing(extras: dict[str, dict[str, str | None]]) -> list[dict[str, str]]:
     out = []
     module, package = QUICKSTART_MODEL
@@ -75,6 +99,14 @@ def _missing(extras: dict[str, dict[str, str | None]]) -> list[dict[str, str]]:
         if absent:
             out.append({"what": f"extra {extra} ({', '.join(absent)})", "install": f'pip install "llmasos[{extra}]"'})
     return out
+
+
+def _worded(packages: dict[str, str | None]) -> str:
+    """Say whether a framework can be used, and what it lacks."""
+    absent = [name for name, version in packages.items() if version is None]
+    if absent:
+        return f"cannot be used: {', '.join(absent)} missing"
+    return f"can be used: {', '.join(f'{name} {version}' for name, version in packages.items())}"
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -89,9 +121,15 @@ def _show(document: dict[str, Any]) -> None:
             ("processor", f"{machine['processor']}, {machine['cores']} physical cores, {used}"),
             ("memory", f"{free} free of {total}"),
             ("devices", ", ".join(f"{name} ({what})" for name, what in machine["devices"].items())),
-            ("used", f"{machine['device']} in {machine['precision']} ({machine['precision_why']})"),
+            ("graphics", ", ".join(machine["graphics"]) or "none found"),
+            ("used", f"{machine['device']} ({machine['device_why']})"),
+            ("precision", f"{machine['precision']} ({machine['precision_why']})"),
+            ("torch for", machine["torch_build"]),
         ]
     rows += [(name, version or "missing") for name, version in document["packages"].items()]
+    complete = [extra for extra, packages in document["extras"].items() if all(packages.values())]
+    rows.append(("extras", ", ".join(complete) or "none installed"))
+    rows += [(f"with {name}", _worded(packages)) for name, packages in document["frameworks"].items()]
     show_table(rows)
     if document["missing"]:
         print("\nnot installed, and only needed for what it is named after:")

@@ -11,12 +11,13 @@ import gc
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
@@ -24,6 +25,7 @@ from .config import asked_threads
 from .errors import HardwareError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 BF16_PAYS = 1.2
@@ -270,6 +272,126 @@ def devices() -> list[str]:
     return ["cpu", *(f"{kind.type}:{i}" for i in range(torch.accelerator.device_count()))] if kind else ["cpu"]
 
 
+class Graphics(NamedTuple):
+    """A graphics processor that the system knows of, whether or not torch reaches it.
+
+    ``kind``: the build of torch that computes on it, "CUDA", "ROCm", "XPU" or "MPS"; ``name``: as the system has it.
+    """
+
+    kind: str
+    name: str
+
+
+def graphics(root: Path = Path("/")) -> list[Graphics]:
+    """Return the graphics processors that the system shows; ``root`` holds its /proc and /sys.
+
+    Nothing is asked of torch, which says nothing of a card that its build or a missing driver keeps it from.
+    """
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return [Graphics("MPS", "Apple GPU")]
+    texts = (path.read_text() for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information")))
+    nvidia = [line.partition(":")[2].strip() for text in texts for line in text.splitlines() if line[:6] == "Model:"]
+    found = [Graphics("CUDA", name) for name in nvidia or _nvidia_smi()]
+    for card in sorted(root.glob("sys/bus/pci/devices/*")):
+        vendor, kind = ((card / name).read_text().strip() for name in ("vendor", "class"))
+        if vendor in _VENDORS and kind[:4] in ("0x03", "0x12") and not (found and vendor == "0x10de"):
+            found.append(Graphics(*_VENDORS[vendor]))
+    return found
+
+
+_VENDORS = {
+    "0x10de": ("CUDA", "NVIDIA card"),
+    "0x1002": ("ROCm", "AMD card"),
+    "0x8086": ("XPU", "Intel graphics"),
+}
+"""PCI's numbers of the makers; the classes 03 and 12 are display controllers and processing accelerators."""
+
+
+def _nvidia_smi() -> list[str]:
+    """Ask NVIDIA's own tool, which also is there where a card is lent to a virtual machine (WSL)."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    lines = [line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith("GPU ")]
+    return [line.partition(" (UUID")[0] for line in lines]
+
+
+def torch_build() -> str:
+    """Return what this torch was built for: "CPU", "CUDA 13.0", "ROCm 7.1", "XPU ..." or "MPS"."""
+    import torch
+
+    built = {"ROCm": torch.version.hip, "CUDA": torch.version.cuda, "XPU": getattr(torch.version, "xpu", None)}
+    named = [f"{kind} {version}" for kind, version in built.items() if version]
+    return named[0] if named else "MPS" if torch.backends.mps.is_built() else "CPU"
+
+
+def explained(there: Sequence[str], seen: Sequence[Graphics], build: str, version: str) -> tuple[str, list[Missing]]:
+    """Say why ``device="auto"`` takes what it takes, and what keeps torch from the cards that are there.
+
+    Args:
+        there: what torch reaches, as ``devices`` has it.
+        seen: what the system shows.
+        build: what torch was built for.
+        version: torch's version.
+    """
+    if len(there) > 1:
+        others = f"; {', '.join(there[2:])} can be named" if there[2:] else ""
+        return f"torch reaches it, and an accelerator goes before the processor{others}", []
+    if not seen:
+        return "no accelerator was found", []
+    cards = [card for card in seen if card.kind != "XPU"] or list(seen)  # graphics inside the processor come last
+    card, number = cards[0], version.partition("+")[0]
+    if build.partition(" ")[0] == card.kind:
+        return f"{card.name} is there, and this torch is built for {build}, but does not reach it", [
+            Missing(f"a driver that lets torch reach {card.name}", _DRIVERS[card.kind])
+        ]
+    return f"{card.name} is there, but this torch is built for {build}, not for {card.kind}", [
+        Missing(f"torch for {card.kind} ({card.name})", _BUILDS[card.kind].format(version=number))
+    ]
+
+
+class Missing(NamedTuple):
+    """Something that would be of use, and how to get it."""
+
+    what: str
+    install: str
+
+
+_DRIVERS = {
+    "CUDA": "install NVIDIA's driver for CUDA (nvidia-smi then lists the card); "
+    "start a container with its GPUs; see that CUDA_VISIBLE_DEVICES does not hide it",
+    "ROCm": "install AMD's ROCm driver (rocminfo then lists the card), and join the groups render and video",
+    "XPU": "install Intel's GPU driver; torch computes on Arc, Data Center GPU Max and newer integrated graphics",
+    "MPS": "macOS 14 or newer",
+}
+_BUILDS = {
+    "CUDA": "pip install --force-reinstall torch=={version} (on Linux; elsewhere with the --index-url that "
+    "pytorch.org/get-started names for CUDA)",
+    "ROCm": "pip install --force-reinstall torch=={version} --index-url URL, the URL that pytorch.org/get-started "
+    "names for ROCm",
+    "XPU": "pip install --force-reinstall torch=={version} --index-url URL, the URL that pytorch.org/get-started "
+    "names for XPU; it computes on Arc, Data Center GPU Max and newer integrated graphics",
+    "MPS": "pip install --force-reinstall torch=={version}, in an arm64 Python",
+}
+
+
+def to_device(values: np.ndarray[Any, Any], device: torch.device | str) -> torch.Tensor:
+    """Return an array as a tensor on a device.
+
+    To a CUDA device it goes through pinned memory, so that this program goes on while it is copied. The allocator
+    of pinned memory gives a block away again only after its copy.
+    """
+    import torch
+
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def pick_device(wanted: str = "auto") -> torch.device:
     """Return the device to compute on: with "auto" an accelerator if there is one, else the processor.
 
@@ -385,8 +507,9 @@ def describe() -> dict[str, Any]:
     """Describe the machine as JSON types, for ``llmasos doctor`` and for a run's record."""
     import torch
 
-    there = devices()
+    there, seen, build = devices(), graphics(), torch_build()
     device = pick_device()
+    device_why, missing = explained(there, seen, build, torch.__version__)
     precision, why = pick_precision("auto", device)
     return {
         "system": f"{platform.system()} {platform.release()}",
@@ -396,18 +519,25 @@ def describe() -> dict[str, Any]:
         "memory_total": memory_total(),
         "memory_available": memory_available(),
         "devices": {name: "processor" if name == "cpu" else _device_name(name) for name in there},
+        "graphics": [f"{card.name} ({card.kind})" for card in seen],
         "device": str(device),
+        "device_why": device_why,
+        "device_missing": [missed._asdict() for missed in missing],
         "precision": precision,
         "precision_why": why,
         "bf16_speedup": round(bf16_speedup("cpu"), 2),
         "torch": torch.__version__,
+        "torch_build": build,
     }
 
 
 def _device_name(name: str) -> str:
     import torch
 
-    return torch.cuda.get_device_name(name) if name.startswith("cuda") else name.partition(":")[0]
+    kind = name.partition(":")[0]
+    if kind == "cuda":
+        return torch.cuda.get_device_name(name) + (", through ROCm" if torch.version.hip else "")
+    return torch.xpu.get_device_name(name) if kind == "xpu" else {"mps": "Apple GPU"}.get(kind, kind)
 
 
 def _processor() -> str:

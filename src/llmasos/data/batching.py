@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.hardware import to_device
+
 if TYPE_CHECKING:
     import torch
 
@@ -61,10 +63,8 @@ class Batch:
 
     def target_tensor(self, device: torch.device) -> torch.Tensor:
         """Return the targets as a tensor."""
-        import torch
-
         assert self.targets is not None
-        return torch.from_numpy(np.ascontiguousarray(self.targets)).to(device)
+        return to_device(np.ascontiguousarray(self.targets), device)
 
 
 def epoch_order(
