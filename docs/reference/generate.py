@@ -13,7 +13,7 @@ from typing import Any
 from llmasos.cli import VERBS, command_of, examples_of
 from llmasos.cli.options import OWN, argument_lines
 from llmasos.core import plugins
-from llmasos.core.config import Config, FinetuneConfig, PredictConfig, WriteConfig
+from llmasos.core.config import Config, FinetuneConfig, PredictConfig, TuneConfig, WriteConfig
 
 HERE = Path(__file__).resolve().parent
 MADE = "<!-- Made by docs/reference/generate.py: change the code, then run it. -->\n\n"
@@ -55,9 +55,12 @@ name is an error that suggests the nearest known one.
 
 A recipe may also hold {own}.
 
-## finetune and plan
+## finetune, plan and tune
 
 {_config(FinetuneConfig)}
+## tune
+
+{_config(TuneConfig)}
 ## predict and evaluate
 
 {_config(PredictConfig)}

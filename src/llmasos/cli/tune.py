@@ -9,7 +9,6 @@ import typer
 from ..core.config import FinetuneConfig, TuneConfig
 from ..core.errors import UsageError
 from ..progress import duration, render
-from .finetune import telling_what_was_saved
 from .options import Recipe, Settings, config_flags, job_flags, names_of, settle, task_flags, with_flags
 from .output import AsJson, say, show_json, show_table
 
@@ -62,10 +61,10 @@ def run(
 
     say(f"loading {job.model}")
     llm = LLM.from_pretrained(job.model, revision=job.revision)
-    with telling_what_was_saved(render(plain=as_json)) as listener:
+    with render(plain=as_json) as draw:
         try:
             found = llm.tune(job.task, job.data, space=space, eval_data=job.eval_data, columns=job.columns,
-                             output=job.output, overwrite=overwrite, progress=listener, **job.options)  # fmt: skip
+                             output=job.output, overwrite=overwrite, progress=draw, **job.options)  # fmt: skip
         except KeyboardInterrupt as stopped:
             if (so_far := getattr(stopped, "search", None)) and not as_json:
                 show_search(so_far)
