@@ -265,7 +265,7 @@ def llmasos(part: str, _how: str, work: Path, options: argparse.Namespace) -> di
 
     size, pace = SIZES[options.tiny][part], Pace(options.device)
     model = LLM.from_pretrained(work / part)
-    task = TextClassificationTask(num_labels=2) if part == "encoder" else LanguageModelingTask()
+    task = TextClassificationTask(labels=[0, 1]) if part == "encoder" else LanguageModelingTask()
     columns = None if part == "encoder" else {"text": "text"}
     rows = work / f"{part}.jsonl"
     encoded = encode(read(rows, task.fields, columns=columns), task, model.tokenizer, size["length"])

@@ -16,7 +16,7 @@ import yaml
 
 from llmasos import LLM, MaskedLanguageModelingTask, TextClassificationTask
 from llmasos.core.config import FinetuneConfig, TuneConfig, parse_duration
-from llmasos.core.events import Evaluated, Trial
+from llmasos.core.events import Evaluated, Step, Trial
 from llmasos.errors import MissingExtraError, TrainingError, UsageError
 from llmasos.training.space import Dimension, default_space, parse_space
 from tiny import save_tiny_bert
@@ -185,6 +185,19 @@ def test_ctrl_c_keeps_the_best_so_far_and_the_same_call_goes_on(base, tmp_path):
     assert [event.number for event in heard if isinstance(event, Trial) and event.status == "begun"] == [3, 4]
     assert not (tmp_path / "best.tuning").exists()
     assert found.reason == "done"
+
+
+def test_a_signal_during_a_training_ends_the_search(base, tmp_path):
+    seen: list = []
+
+    def press(event):
+        seen.append(event)
+        if isinstance(event, Step) and sum(isinstance(one, Trial) for one in seen) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="best model so far is in") as stopped:
+        search(base, tmp_path / "best", progress=press, **BRIEF)
+    assert [trial.status for trial in stopped.value.search.trials] == ["complete", "interrupted"]
 
 
 def test_ctrl_c_before_any_trial_was_finished_leaves_the_search_to_go_on(base, tmp_path):

@@ -51,7 +51,7 @@ def run(
 
     Each trial is one fine-tuning; its validation metric guides the next ones, and a trial that falls behind is
     given up. A search that was killed or stopped with Ctrl-C goes on when the same command is given again.
-    """  # fmt: skip
+    """
     given = {**options, "output": output, "search": search or None}
     job = settle(given, settings=settings, recipe=config, also=("search", *names_of(TuneConfig)))
     if not job.output:

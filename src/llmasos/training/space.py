@@ -77,7 +77,7 @@ def parse_space(space: Mapping[str, Any] | Sequence[str], fixed: Mapping[str, An
     if isinstance(space, Mapping):
         pairs = [(str(name).replace("-", "_"), values) for name, values in space.items()]
     else:
-        pairs = [_halves(text) for text in space]
+        pairs = [_halves(text) for text in ([space] if isinstance(space, str) else space)]
     names = [name for name, _ in pairs]
     for name in names:
         _check_name(name, names, fixed)

@@ -204,6 +204,8 @@ def _try(job: _Job, study: optuna.Study) -> Generator[Event, None, None]:
             columns=job.columns, output=output, overwrite=False, config=config,
         )  # fmt: skip
         yield from watched.follow(events, notes=number == 1)
+        if watched.status == "interrupted":  # a run that Ctrl-C ended returns what it has learned
+            raise KeyboardInterrupt
     except TrainingError as error:
         watched.status = "diverged"
         yield Note(error.message, "warning")
