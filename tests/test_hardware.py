@@ -219,6 +219,8 @@ def test_gpus_count_where_pynvml_reads_them(tmp_path, monkeypatch):
     counters.update(a=6500, b=7500)
     zone(tmp_path, "intel-rapl:0", "package-0", 4.0)
     assert meter.read() == pytest.approx(1.5 + 0.5 + 3.0)
+
+
 # -- what is there, and what keeps torch from it --------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -230,12 +229,10 @@ def test_two_processes_do_not_write_into_one_run(model, data, tmp_path):
     from llmasos.core import atomic
 
     stopped(model, data, tmp_path / "out", 5)
-    handle = atomic.hold(tmp_path / "out.unfinished")
-    with pytest.raises(UsageError, match="another process is at work"):
-        tune(model, data, tmp_path / "out")
-    with pytest.raises(UsageError, match="another process is at work"):
-        tune(model, data, tmp_path / "out", overwrite=True)
-    os.close(handle)
+    with atomic.hold(tmp_path / "out.unfinished"):
+        for options in ({}, {"overwrite": True}):
+            with pytest.raises(UsageError, match="another process is at work"):
+                tune(model, data, tmp_path / "out", **options)
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(model, data, whole, tmp_path, monkeypatch):

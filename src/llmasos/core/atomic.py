@@ -132,8 +132,8 @@ def hold(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with _held(folder) as held:
-        if not held:
+    with held(folder) as free:
+        if not free:
             raise UsageError(f"another process is at work in {folder}", hint="wait for it, or name another output")
         yield
 
@@ -202,18 +202,6 @@ def _exchange_call() -> Callable[..., int] | None:
 
 def _siblings(target: Path, suffix: str) -> list[Path]:
     return sorted(target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}{suffix}"))
-
-
-def hold(folder: Path) -> int | None:
-    """Take the folder's lock, which the process holds until it closes the descriptor; None if another one has it."""
-    handle = os.open(folder, os.O_RDONLY)
-    if fcntl is not None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            return None
-    return handle
 
 
 def is_held(path: Path) -> bool:

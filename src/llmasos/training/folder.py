@@ -6,6 +6,7 @@ the records of the same training, goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -60,9 +61,8 @@ class RunFolder:
             self.path = self.output.with_name(self.output.name + ".unfinished")
             self._settle(resume)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = atomic.hold(self.path)
-        if self._lock is None:
-            raise UsageError(f"another process is at work in {self.path}", hint="wait for it, or name another output")
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(atomic.hold(self.path))
         self.records = self.path / bundle.RUN
         self.records.mkdir(exist_ok=True)
         self.scratch = self.path / "scratch"
@@ -98,9 +98,7 @@ class RunFolder:
             )
         if any(self.path.iterdir()) and not (self.path / bundle.RUN).is_dir():
             raise UsageError(f"{self.path} is not the folder of a run and is not replaced", hint="another output")
-        with atomic.held(self.path) as free:
-            if not free:
-                raise UsageError(f"another process is at work in {self.path}", hint="wait for it, or end it")
+        with atomic.hold(self.path):
             shutil.rmtree(self.path)
 
     def agree(self, record: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
@@ -201,9 +199,7 @@ class RunFolder:
         self.checkpoints.wait()
         self._metrics.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.close()
 
 
 class Onlooker(RunFolder):

@@ -201,7 +201,7 @@ def _try(job: _Job, study: optuna.Study) -> Generator[Event, None, None]:
         yield Trial(number, job.options.trials, dict(trial.params), "begun")
         events = finetune(
             job.located, job.tokenizer, job.known, job.task, job.data, job.eval_data,
-            columns=job.columns, output=output, overwrite=False, config=config,
+            columns=job.columns, output=output, overwrite=False, resume=False, config=config,
         )  # fmt: skip
         yield from watched.follow(events, notes=number == 1)
         if watched.status == "interrupted":  # a run that Ctrl-C ended returns what it has learned
@@ -428,7 +428,7 @@ def _difference(before: Any, now: Any) -> str:
 
 def _finish(job: _Job, study: optuna.Study, target: Path, reason: str, seconds: float, *, overwrite: bool) -> Search:
     """Give the best model its name, with the records of the search."""
-    from .trainer import interruptible
+    from .trainer import stopping
     from .tuning_plot import plot_tuning
 
     trials = _trials(study, job.options.trials)
@@ -451,7 +451,7 @@ def _finish(job: _Job, study: optuna.Study, target: Path, reason: str, seconds: 
         atomic.write_json(fresh / bundle.RUN / "tuning.json", records)
         plot_tuning(search.metric, trials, best, job.space, fresh / bundle.RUN / "tuning.png")
 
-    with interruptible():
+    with stopping():
         bundle.write_folder(target, fill, overwrite=overwrite)
     return search
 
