@@ -25,6 +25,7 @@ VERBS = {
     "finetune": "Tune a pretrained model on your data and save it.",
     "runs": "List, show, compare, plot and remove the runs of this machine.",
     "tune": "Search for the options of a fine-tuning.",
+    "verify-resume": "Prove that a training that is killed goes on to the same bits.",
     "evaluate": "Score a saved model on labelled data.",
     "predict": "Get a saved model's answers for texts.",
     "generate": "Let a model write on from a prompt or a conversation.",
@@ -95,13 +96,17 @@ def _dispatch(words: list[str], *, debug: bool) -> int:
     return _call(words[0], words[1:])
 
 
+def _module(verb: str) -> Any:
+    return import_module(f".{verb.replace('-', '_')}", __name__)
+
+
 def command_of(verb: str) -> TyperCommand:
     """Return a verb's parsed form: its parameters, and what calls it."""
     import typer
     from typer.core import TyperArgument
     from typer.main import get_command
 
-    run = import_module(f".{verb}", __name__).run
+    run = _module(verb).run
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     paragraphs = (" ".join(paragraph.split()) for paragraph in (run.__doc__ or "").split("\n\n"))
     settings: Any = {"help_option_names": ["--help", "-h"]}
@@ -116,7 +121,7 @@ def command_of(verb: str) -> TyperCommand:
 
 def examples_of(verb: str) -> list[str]:
     """Return a verb's examples, a command line each."""
-    return list(import_module(f".{verb}", __name__).EXAMPLES.strip().splitlines())
+    return list(_module(verb).EXAMPLES.strip().splitlines())
 
 
 def _call(verb: str, words: list[str]) -> int:

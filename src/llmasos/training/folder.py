@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .. import runs
 from ..core import atomic, bundle
@@ -71,7 +71,7 @@ class RunFolder:
         self.prepared.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config, self._prune)
         self._best, self._referred = 0, self.checkpoints.referred()
-        self._metrics = (self.records / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics = self._opened()
 
     def _check(self, output: Path) -> None:
         if output.exists() and not self.overwrite:
@@ -130,6 +130,10 @@ class RunFolder:
         self._best = 0 if found is None else int(found.content["best_step"])
         return found, notes
 
+    def _opened(self) -> IO[str]:
+        """Open the events, a line at a time: a process that is killed loses none that a checkpoint counts on."""
+        return (self.records / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+
     def _rewind(self, step: int) -> None:
         """Forget the events after a step: they will come again."""
         self._metrics.close()
@@ -142,14 +146,12 @@ class RunFolder:
             except ValueError:  # the last line, cut off as the process was killed
                 continue
         atomic.write_text(file, "".join(kept))
-        self._metrics = file.open("a", encoding="utf-8")
+        self._metrics = self._opened()
 
     def record(self, event: Event) -> None:
         """Append steps and evaluations to metrics.jsonl."""
         if isinstance(event, Step | Evaluated):
             self._metrics.write(json.dumps(event.as_dict()) + "\n")
-            if isinstance(event, Evaluated):
-                self._metrics.flush()
 
     def best(self, step: int) -> Path:
         """Return where the best model is, as it was after a step."""

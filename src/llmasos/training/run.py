@@ -449,7 +449,6 @@ def _scored(job: _Job) -> Scorer:
 def _draw(folder: RunFolder) -> None:
     from .curves import plot_curves
 
-    folder._metrics.flush()
     plot_curves(folder.records / "metrics.jsonl", folder.records / "curves.png")
 
 
@@ -470,7 +469,8 @@ def _asked(located: Located, data: Any, eval_data: Any, columns: Mapping[str, st
     files = {name: str(Path(value).absolute()) if isinstance(value, str | Path) else None
              for name, value in (("data", data), ("eval_data", eval_data))}  # fmt: skip
     held = "memory" if eval_data is not None and files["eval_data"] is None else files["eval_data"]
-    return {"model": located.ref, **files, "eval_data": held, "columns": dict(columns or {})}
+    model = str(located.path.absolute()) if located.source == "local" else located.ref
+    return {"model": model, **files, "eval_data": held, "columns": dict(columns or {})}
 
 
 def _record(
