@@ -23,7 +23,7 @@ LAYERS = (
     ("training",),
     ("evaluation", "prediction", "retrieval"),
     ("engines", "generation"),
-    ("architectures", "backends", "decoders", "loading", "saving", "scratch"),
+    ("architectures", "backends", "decoders", "frameworks", "loading", "saving", "scratch"),
     ("tasks",),
     ("metrics",),
     ("reporters", "runs", "sources", "data"),

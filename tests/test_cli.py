@@ -85,6 +85,7 @@ JSON_WORDS = {
     "plan": ["base", "--data", "train.jsonl"],
     "finetune": ["base", "--data", "train.jsonl", "--output", "model", "--max-steps", "1"],
     "tune": ["base", "--data", "train.jsonl", "--output", "best", "--max-steps", "1", "--trials", "1"],
+    "parity": ["base", "--data", "train.jsonl", "--frameworks", "jax", "--steps", "2"],
     "evaluate": ["tuned", "--data", "test.jsonl"],
     "predict": ["tuned", "a good day"],
     "data": ["show", "--data", "train.jsonl", "--model", "tuned"],
@@ -96,7 +97,7 @@ JSON_WORDS = {
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [pytest.param(verb, marks=[pytest.mark.slow] * (verb == "parity")) for verb in VERBS])
 def test_with_json_standard_output_is_one_document(run, verb):
     code, out, _ = run(verb, *JSON_WORDS[verb], "--json")
     assert code == 0
@@ -292,7 +293,8 @@ def test_every_option_of_the_run_reaches_the_run(run):
         "adapter_rank": 2, "adapter_alpha": 3.0, "adapter_dropout": 0.1, "adapter_targets": "query",
         "report_to": "tensorboard",
     }  # fmt: skip
-    others = {"trainable": "all", "base_precision": "float32"}  # not beside an adapter, and not without a GPU
+    # not beside an adapter; and not without a GPU
+    others = {"trainable": "all", "framework": "torch", "base_precision": "float32"}
     known = {field.name for field in fields(FinetuneConfig)}
     assert given.keys() | others.keys() == known, "a new option belongs into this test"
     assert all(value != getattr(FinetuneConfig(), name) for name, value in given.items())

@@ -26,6 +26,7 @@ VERBS = {
     "runs": "List, show, compare, plot and remove the runs of this machine.",
     "tune": "Search for the options of a fine-tuning.",
     "verify-resume": "Prove that a training that is killed goes on to the same bits.",
+    "parity": "Train a few steps in torch, JAX and TensorFlow, and compare.",
     "evaluate": "Score a saved model on labelled data.",
     "predict": "Get a saved model's answers for texts.",
     "generate": "Let a model write on from a prompt or a conversation.",

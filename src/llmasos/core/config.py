@@ -149,6 +149,10 @@ class FinetuneConfig(Config):
         "what a loss or gradient that is not finite does: stop with the last good weights, or skip the step",
         choices=("stop", "skip"),
     )
+    framework: str = option(
+        "torch", "what computes the training: torch, or KerasHub on jax or tensorflow where it can do the same",
+        choices=("torch", "jax", "tensorflow"),
+    )  # fmt: skip
     seed: int = option(0, "the one seed of the run", least=0)
     threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
     report_to: str = option("none", "who else is told of the run: tensorboard, mlflow, wandb, or some with commas")
@@ -364,6 +368,12 @@ def process_place() -> tuple[int, int, int, int]:
     if not (rank.isdigit() and world.isdigit()):
         return 0, 0, 1, 1
     return int(rank), int(local or 0), int(world), int(local_world or 1)
+
+
+def child_environment(package: Path, **values: str) -> dict[str, str]:
+    """Return the environment of a process of our own: this one's, these values, and this very package first."""
+    paths = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": paths, **values}
 
 
 def _kinds(item: Field[Any], owner: type) -> tuple[type, bool]:

@@ -21,9 +21,11 @@ import torch
 from ..architectures.base import pack
 from ..core import hardware
 from ..core.config import FinetuneConfig, asked_threads
+from ..core.errors import UsageError
 from ..core.events import Event, Note, Phase
 from ..data.batching import Batch, gather
 from ..evaluation import evaluate, referenced
+from ..frameworks.supported import FRAMEWORKS
 from ..loading import load_config, longest_input
 from ..saving import write_weights
 from ..tasks.base import Task
@@ -91,6 +93,8 @@ def plan(
     config: FinetuneConfig,
 ) -> Generator[Event, None, Plan]:
     """Prepare, load, and measure a few steps. Arguments are those of ``run.finetune``."""
+    if config.framework in FRAMEWORKS:
+        raise UsageError(f"a plan measures torch, not framework={config.framework}", hint="leave framework out")
     hardware.set_threads(config.threads)
     hardware.reset_peak()
     notes: list[str] = []

@@ -26,6 +26,7 @@ from ..core import atomic, hardware
 from ..core.config import FinetuneConfig
 from ..core.errors import TrainingError, UsageError
 from ..core.events import Event, Finished, Note, Phase, Progress, Saved, Started
+from ..frameworks.supported import FRAMEWORKS, distributions, settled
 from ..loading import load_config, longest_input
 from ..metrics.base import Report, Scorer
 from ..saving import read_weights, save, write_weights
@@ -121,7 +122,12 @@ def finetune(
     from .watching import watched
 
     reporters = opened(config.reporters)  # before anything is computed: a package may be missing
+    model_config = load_config(located.path)
+    task = task.suited(model_config)
+    config = settled(config, task, model_config)
     backend = chosen(config.backend)
+    if backend.world > 1 and config.framework in FRAMEWORKS:
+        raise UsageError(f"framework={config.framework} trains in one process", hint="framework=torch for several")
     if backend.world > 1 and output is None:
         raise UsageError("several processes, and no output", hint="output (--output DIR): they meet in that folder")
     if not backend.is_main:
@@ -193,7 +199,7 @@ def _prepared(
     """Prepare the data in the main process, before the processes join; the others open what it has prepared."""
     from .prepare import prepare, prepared_by_another
 
-    task, device = task.suited(load_config(located.path)), hardware.pick_device(config.device)
+    device = hardware.pick_device(config.device)
     prepared: Prepared | None = None
     if backend.is_main:
         prepared = yield from prepare(
@@ -279,8 +285,9 @@ def ready(
     if config.dropout is not None:
         set_dropout(model, config.dropout)
     pad_id = tokenizer.pad_token_id or 0
+    asked = f"KerasHub's, on {config.framework}" if config.framework in FRAMEWORKS else "as asked"
     output = prepared.task.output
-    architecture, forward = find(model, output) if config.speed == "auto" else (None, "as asked")
+    architecture, forward = find(model, output) if config.speed == "auto" else (None, asked)
     if backend.needs_own_modules:
         backend.check(model, joint=prepared.task.joint, adapter=config.adapter)
         architecture, forward = None, backend.needs_own_modules
@@ -478,6 +485,7 @@ def _record(
 ) -> dict[str, Any]:
     """Return all that is needed to repeat the run."""
     packages = ["torch", "transformers", "tokenizers", "datasets", "numpy"]
+    packages += distributions(setup.config.framework)
     packages += ["peft"] if setup.config.adapter != "none" else []
     return {
         "id": folder.id,

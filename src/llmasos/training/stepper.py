@@ -33,16 +33,44 @@ _SHARE = 0.8  # of the free memory that a step may take
 _RESERVE = 300_000_000  # free bytes under which steps become smaller
 
 
+def seen(setup: Setup, rows: np.ndarray[Any, Any], step: int) -> Batch:
+    """Return the rows as a step sees them: noised by the task, with tokens dropped and swapped if asked for.
+
+    The noise is from a generator of the step's own.
+    """
+    batch = gather(setup.train, rows)
+    rate = setup.config.augment
+    rng = np.random.default_rng((setup.config.seed, 1 + step))
+    if rate > 0.0:
+        whole = encoded(batch)
+        spans = itertools.pairwise(whole.offsets)
+        kept = [a + augmented_order(whole.ids[a:b], rate, setup.special_ids, rng) for a, b in spans]
+        places = np.concatenate(kept)
+        shorter = replace(
+            whole,
+            ids=whole.ids[places],
+            types=None if whole.types is None else whole.types[places],
+            offsets=np.concatenate([[0], np.cumsum([len(k) for k in kept], dtype=np.int64)]),
+        )
+        batch = replace(part := gather(shorter, np.arange(len(batch))), rows=batch.rows[part.rows])
+    return setup.task.noised(batch, rng)
+
+
 class Stepper:
     """One optimiser step: forward and backward in micro-batches, then clip and update.
 
     ``compute`` leaves the gradient of the batch's mean loss, whatever the micro-batches and the number of
-    processes; ``update`` applies it; ``discard`` forgets it. ``release`` gives the model its parameters back.
+    processes; ``update`` applies it; ``discard`` forgets it. ``write_back`` brings the model up to date for an
+    evaluation, ``weights`` copies it; ``release`` gives it its parameters back. ``lost``: the weights of the last step
+    are, as they can be in another process (``keras.py``); ``has_state``: there is a state to checkpoint.
 
     Where the loss of a row depends on the rows beside it, micro-batches still give the whole batch's gradient:
     all outputs are computed first, without a graph; the loss gives the gradient at each; then each micro-batch
     runs again, with the same dropout, and takes its part of it back (Gao et al. 2021, gradient cache).
     """
+
+    lost = False
+    has_state = True
 
     def __init__(self, model: Any, setup: Setup) -> None:
         self.setup, self.backend = setup, setup.backend
@@ -52,6 +80,7 @@ class Stepper:
         if isinstance(self.parameters, Sharded):
             self.model = self.parameters.model
         self.release, self.discard = self.parameters.release, self.parameters.clear
+        self.write_back, self.weights = self.parameters.write_back, self.parameters.weights
         self._config = model.config
         self._dropout = Dropout(setup.config.seed)
         self._forward = _forward(self.model, setup, self.parameters, self._dropout)
@@ -74,7 +103,7 @@ class Stepper:
         lengths = self.setup.train.lengths
         worst = np.argsort(-lengths, kind="stable")[: self.setup.config.batch_size]
         if self.parameters.master.device.type != "cpu":
-            self.compute(self.seen(worst, 0))
+            self.compute(seen(self.setup, worst, 0))
             self.discard()
         elif self._activations(lengths[worst]) > hardware.memory_available() / 4:
             self._foresee(worst, int(lengths[worst].sum()))
@@ -100,7 +129,7 @@ class Stepper:
         hardware.reset_peak()
         base, sizes, peaks = hardware.resident_memory(), [], []
         for count in sorted({1, few}):
-            batch = self.seen(worst[:count], 0)
+            batch = seen(self.setup, worst[:count], 0)
             self._computed(batch, 0)
             self.discard()
             sizes.append(batch.tokens)
@@ -122,31 +151,6 @@ class Stepper:
         device, rows = self.parameters.master.device.type, min(self.rows_at_once or len(batch), len(batch))
         if device == "cpu" and rows > 1 and hardware.memory_available() < _RESERVE:
             self._split_more(batch)
-
-    # -- the rows of a step -------------------------------------------------------------------------
-
-    def seen(self, rows: np.ndarray[Any, Any], step: int) -> Batch:
-        """Return the rows as this step sees them: noised by the task, with tokens dropped and swapped if asked for.
-
-        The noise is from a generator of the step's own.
-        """
-        setup = self.setup
-        batch = gather(setup.train, rows)
-        rate = setup.config.augment
-        rng = np.random.default_rng((setup.config.seed, 1 + step))
-        if rate > 0.0:
-            whole = encoded(batch)
-            spans = itertools.pairwise(whole.offsets)
-            kept = [a + augmented_order(whole.ids[a:b], rate, setup.special_ids, rng) for a, b in spans]
-            places = np.concatenate(kept)
-            shorter = replace(
-                whole,
-                ids=whole.ids[places],
-                types=None if whole.types is None else whole.types[places],
-                offsets=np.concatenate([[0], np.cumsum([len(k) for k in kept], dtype=np.int64)]),
-            )
-            batch = replace(part := gather(shorter, np.arange(len(batch))), rows=batch.rows[part.rows])
-        return setup.task.noised(batch, rng)
 
     # -- forward and backward -----------------------------------------------------------------------
 

@@ -24,12 +24,14 @@ from ..core.errors import TrainingError, UsageError
 from ..core.events import Evaluated, Event, Note, Phase, Progress, Step
 from ..data.batching import Batch
 from ..evaluation import evaluate
+from ..frameworks.supported import FRAMEWORKS
 from ..metrics.base import LOWER_IS_BETTER, Scorer
 from .checkpoint import Checkpoint, Checkpoints
 from .diagnosis import not_learning, overfitting
+from .keras import KerasStepper
 from .setup import Setup
 from .sharded import Sharded
-from .stepper import Stepper
+from .stepper import Stepper, seen
 
 
 @dataclass
@@ -93,9 +95,10 @@ def train(
             that step.
         UsageError: the checkpoint belongs to another model.
     """
-    stepper = Stepper(model, setup)
-    start = stepper.parameters.checksum() if checkpoints else ""
-    if resumed is not None:
+    stepper = stepper_of(model, setup)
+    checkpoints = checkpoints if stepper.has_state else None
+    start = stepper.parameters.checksum() if checkpoints and isinstance(stepper, Stepper) else ""
+    if resumed is not None and isinstance(stepper, Stepper):
         _restore(stepper, state, resumed, start)
     evaluate_at = evaluation_steps(setup)
     clock = _Clock(setup.steps, state.seconds)
@@ -104,7 +107,7 @@ def train(
         clock.skip()
         with stopping() as asked:
             for step, rows in enumerate(_batches(setup, state.step), state.step):
-                batch = stepper.seen(rows, step)
+                batch = seen(setup, rows, step)
                 loss, norm = stepper.compute(batch, step)
                 yield from stepper.notes()
                 if math.isfinite(loss) and math.isfinite(norm):
@@ -127,7 +130,7 @@ def train(
                 )
                 # an interrupted run is scored too if it never was: what is kept has a metric
                 if step + 1 in evaluate_at if not stop else not state.history:
-                    stepper.parameters.write_back()
+                    stepper.write_back()
                     yield from _evaluate(stepper, state, epoch, keep)
                     state.since.clear()
                     clock.skip()
@@ -137,7 +140,7 @@ def train(
                 if _patience_over(setup.config, state):
                     state.reason = "early stopping"
                     break
-                if checkpoints and (due or leave) and state.step < setup.steps:
+                if isinstance(stepper, Stepper) and checkpoints and (due or leave) and state.step < setup.steps:
                     _save(checkpoints, stepper, state, start)
                     yield from checkpoints.notes()
                 if leave:
@@ -146,10 +149,18 @@ def train(
     finally:
         if checkpoints:
             checkpoints.wait()
-        stepper.release()
+        try:
+            stepper.release()
+        finally:
+            state.broken = state.broken or stepper.lost
     if checkpoints:
         yield from checkpoints.notes()
     yield from _diagnose(state)
+
+
+def stepper_of(model: Any, setup: Setup) -> Stepper | KerasStepper:
+    """Return what computes the steps: torch here, or another framework in a process of its own."""
+    return KerasStepper(model, setup) if setup.config.framework in FRAMEWORKS else Stepper(model, setup)
 
 
 _FORGET = 20  # steps after which the pages of large data are given back
@@ -204,7 +215,7 @@ def evaluation_steps(setup: Setup) -> set[int]:
 
 
 def _evaluate(
-    stepper: Stepper, state: Progressed, epoch: float, keep: Callable[[dict[str, Any]], None]
+    stepper: Stepper | KerasStepper, state: Progressed, epoch: float, keep: Callable[[dict[str, Any]], None]
 ) -> Iterator[Event]:
     setup = stepper.setup
     assert setup.evaluation is not None
@@ -227,7 +238,7 @@ def _evaluate(
     if best:
         state.best, state.best_step, state.best_scorer = value, state.step, scorer
         if state.step < setup.steps:
-            keep(stepper.parameters.weights())
+            keep(stepper.weights())
     yield event
     yield Phase("train")
 
