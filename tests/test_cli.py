@@ -85,6 +85,7 @@ JSON_WORDS = {
     "plan": ["base", "--data", "train.jsonl"],
     "finetune": ["base", "--data", "train.jsonl", "--output", "model", "--max-steps", "1"],
     "tune": ["base", "--data", "train.jsonl", "--output", "best", "--max-steps", "1", "--trials", "1"],
+    "verify-resume": ["tuned", "--kills", "1", "--max-steps", "2"],
     "parity": ["base", "--data", "train.jsonl", "--frameworks", "jax", "--steps", "2"],
     "evaluate": ["tuned", "--data", "test.jsonl"],
     "predict": ["tuned", "a good day"],
@@ -97,7 +98,9 @@ JSON_WORDS = {
 }
 
 
-@pytest.mark.parametrize("verb", [pytest.param(verb, marks=[pytest.mark.slow] * (verb == "parity")) for verb in VERBS])
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=[pytest.mark.slow] * (verb in ("parity", "verify-resume"))) for verb in VERBS]
+)
 def test_with_json_standard_output_is_one_document(run, verb):
     code, out, _ = run(verb, *JSON_WORDS[verb], "--json")
     assert code == 0
@@ -291,7 +294,8 @@ def test_every_option_of_the_run_reaches_the_run(run):
         "patience": 4, "eval_split": 0.25, "allow_truncated": 0.5, "allow_dropped": 0.4, "allow_unknown": 0.3,
         "precision": "float32", "speed": "plain", "device": "cpu", "seed": 7, "threads": 1, "adapter": "lora",
         "adapter_rank": 2, "adapter_alpha": 3.0, "adapter_dropout": 0.1, "adapter_targets": "query",
-        "report_to": "tensorboard",
+        "report_to": "tensorboard", "checkpoint_steps": 2, "checkpoint_minutes": 1.0, "keep_checkpoints": 3,
+        "on_non_finite": "skip", "backend": "ddp",
     }  # fmt: skip
     # not beside an adapter; and not without a GPU
     others = {"trainable": "all", "framework": "torch", "base_precision": "float32"}

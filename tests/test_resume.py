@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from llmasos import LLM, TextClassificationTask
 from llmasos.core.events import Event, Note, Step
+from llmasos.data.batching import Batch
 from llmasos.data.dataset import read
+from llmasos.data.dataset import split as split_rows
 from llmasos.errors import UsageError
 from llmasos.tasks.text_classification import PLUGIN
 from llmasos.training import checkpoint as checkpoints
@@ -284,3 +286,73 @@ def test_the_command_goes_on_too(model, data, tmp_path, capsys):
     assert "goes on with the unfinished run" in capsys.readouterr().err
     assert torch.isfinite(next(iter(LLM.from_pretrained(tmp_path / "out").model.parameters()))).all()
     assert len(read(data, TASK.fields)) == 40
+
+
+def test_the_rows_of_a_step_are_those_that_it_saw(model, data, tmp_path, capsys):
+    """A loss that looks at its rows tells what they were."""
+    from llmasos.cli import main
+
+    class Watching(TextClassificationTask):
+        seen: ClassVar[list[list[int]]] = []
+
+        def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+            if outputs.requires_grad:
+                self.seen.append(sorted(batch.rows.tolist()))
+            return super().loss(outputs, batch)
+
+    for name, options in (("packed", {}), ("plain", {"speed": "plain"})):
+        Watching.seen.clear()
+        out = tmp_path / name
+        LLM.from_pretrained(model).finetune(Watching(), data, output=out, progress=False, **{**OPTIONS, **options})
+        seen = Watching.seen[-len((out / "run" / "metrics.jsonl").read_text().splitlines()) :]
+        rows = read(data, TASK.fields)
+        kept, _ = split_rows(rows, 0.1, 0, "")
+        steps = json.loads((out / "run" / "run.json").read_text())["result"]["steps"]
+        for step in (1, 2, steps):
+            assert main(["data", "show", "--model", str(out), "--step", str(step), "--json"]) == 0
+            shown = json.loads(capsys.readouterr().out)
+            numbers = [row["row"] for row in shown["rows"]]
+            assert numbers == kept.numbers(seen[step - 1 - steps]).tolist()
+        assert main(["data", "show", "--model", str(out), "--step", str(steps + 1)]) == 2
+        assert f"the run has steps 1 to {steps}" in capsys.readouterr().err
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(data.read_text().replace("thing", "think"))
+    assert main(["data", "show", "--model", str(out), "--step", "1", "--data", str(changed)]) == 2
+    assert "has changed since this run" in capsys.readouterr().err
+
+
+def test_what_cannot_be_repeated_is_refused(model, data, tmp_path, whole, capsys):
+    from llmasos.cli import main
+
+    out = tmp_path / "memory"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    tune(model, rows, out, max_steps=1)
+    for folder, what in ((out, "was in memory"), (model, "has no record of a training")):
+        assert main(["verify-resume", str(folder)]) == 2
+        assert what in capsys.readouterr().err
+    assert main(["verify-resume", str(whole), "--kills", "0"]) == 2
+    assert "at least one kill" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_user_can_prove_that_a_run_goes_on(model, data, whole, capsys):
+    from llmasos.cli import main
+
+    assert main(["verify-resume", str(whole), "--kills", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["holds"]
+    assert found["as_saved"]
+    assert len(found["killed_at"]) == 2
+    assert found["weights"] == found["weights_after_kills"]
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_go_on_to_the_same_bits_is_found_out(model, data, tmp_path, capsys, monkeypatch):
+    from llmasos.cli import main
+    from llmasos.training import verify
+
+    tune(model, data, tmp_path / "out")
+    real = verify._hashes
+    monkeypatch.setattr(verify, "_hashes", lambda folder: (real(folder)[0] + folder.name, real(folder)[1]))
+    assert main(["verify-resume", str(tmp_path / "out"), "--kills", "1", "--max-steps", "3"]) == 1
+    assert "differs from the whole one in their weights alone" in capsys.readouterr().err

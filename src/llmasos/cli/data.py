@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,7 @@ EXAMPLES = """
 llmasos data show --data chats.jsonl --task text-generation --model my-decoder --row 3
 llmasos data show --data train.jsonl --model my-model --rows 1-20 --max-length 256
 llmasos data show --data train.jsonl --model my-model --json
+llmasos data show --model my-model --step 12
 """
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -59,6 +61,9 @@ def run(
     ] = None,
     row: Annotated[int | None, typer.Option(metavar="N", help="the number of one row, from 1")] = None,
     rows: Annotated[str | None, typer.Option(metavar="A-B", help="the numbers of some rows (default 1-3)")] = None,
+    step: Annotated[
+        int | None, typer.Option(metavar="N", help="the rows of an optimiser step, from 1, of the run that made DIR")
+    ] = None,
     max_length: Annotated[int | None, typer.Option(metavar="N", help="tokens beyond it are cut")] = None,
     as_json: AsJson = False,
     **options: Any,
@@ -70,18 +75,22 @@ def run(
     """
     if action != "show":
         raise UsageError(f"there is no action {action!r}", hint="llmasos data show --data FILE --model DIR")
-    if row is not None and rows is not None:
-        raise UsageError("--row and --rows are both given", hint="pass one of them")
-    job = settle({**options, "model": model})
+    given = [name for name, value in (("--row", row), ("--rows", rows), ("--step", step)) if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} are both given", hint="pass one of them")
     from ..llm import LLM
 
-    llm = LLM.from_pretrained(job.model)
-    task = job.task if options.get("task") else llm.task
-    if task is None:
-        raise UsageError(f"{job.model} has no task yet", hint="say which is meant: --task text-generation")
-    found = list(_shown(llm, task, job, row=row, rows=rows, max_length=max_length))
+    if step is not None:
+        found, tag, source = _of_step(Path(model or ""), step, options.get("data"))
+    else:
+        job = settle({**options, "model": model})
+        llm = LLM.from_pretrained(job.model)
+        task = job.task if options.get("task") else llm.task
+        if task is None:
+            raise UsageError(f"{job.model} has no task yet", hint="say which is meant: --task text-generation")
+        found, tag, source = list(_shown(llm, task, job, row=row, rows=rows, max_length=max_length)), task.tag, job.data
     if as_json:
-        show_json({"data": job.data, "task": task.tag, "rows": [asdict(one) for one in found]})
+        show_json({"data": source, "task": tag, "rows": [asdict(one) for one in found]})
         return
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     for one in found:
@@ -103,6 +112,18 @@ def _shown(
     longest = max_length or longest_input(llm.located.path, llm.tokenizer)
     for number in numbers:
         yield _encoded(task, data.rows([number - 1])[0], number, llm.tokenizer, longest)
+
+
+def _of_step(folder: Path, step: int, data: str | None) -> tuple[list[Shown], str, str]:
+    """Encode the rows of one step of a recorded run; return the task's tag and the data too."""
+    from ..llm import LLM
+    from ..training.steps import rows_of_step
+
+    found = rows_of_step(folder, step, data)
+    tokenizer = LLM.from_pretrained(found.model).tokenizer
+    say(f"step {step}: {len(found.rows)} rows of {found.data}")
+    shown = [_encoded(found.task, row, number, tokenizer, found.max_length) for number, row in found.rows]
+    return shown, found.task.tag, found.data
 
 
 def _numbers(row: int | None, rows: str | None, count: int) -> range:
