@@ -86,6 +86,9 @@ class FinetuneConfig(Config):
     )
     max_length: int | None = option(None, "longest text in tokens; the model's limit if not given", least=8)
     max_steps: int | None = option(None, "stop after so many optimiser steps", least=1)
+    within: str | None = option(
+        None, "end in this time, such as 10min or 1h30min, with the best model that it allows; what is given up is said"
+    )
     micro_batch_size: int | None = option(
         None, "rows computed at once; the step's result does not depend on it", least=1
     )
@@ -170,6 +173,8 @@ class FinetuneConfig(Config):
                     f"report_to={self.report_to!r}: there is no {name!r}",
                     hint=f"{did_you_mean(name, known)}none, or some of {', '.join(known)} with commas",
                 )
+        if self.within is not None:
+            parse_duration("within", self.within)
         if not re.fullmatch(r"all|head|last-[1-9]\d*", self.trainable):
             raise UsageError(f"trainable={self.trainable!r}", hint="all, head, or last-N, such as last-2")
         if self.adapter != "none" and self.trainable != "all":

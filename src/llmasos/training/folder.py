@@ -23,7 +23,7 @@ from ..core.errors import UsageError
 from ..core.events import Evaluated, Event, Step
 from .checkpoint import Checkpoint, Checkpoints
 
-FREE = ("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "on_non_finite", "threads")
+FREE = ("within", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "on_non_finite", "threads")
 """Options that may differ where a run goes on."""
 RECORD = "run.json"
 _COMPARED = ("task", "config", "base", "data", "max_length", "forward")
@@ -133,6 +133,11 @@ class RunFolder:
     def _opened(self) -> IO[str]:
         """Open the events, a line at a time: a process that is killed loses none that a checkpoint counts on."""
         return (self.records / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    def settled(self, *names: str) -> dict[str, Any]:
+        """Return options of the unfinished run as they were settled."""
+        config = json.loads((self.records / RECORD).read_text())["config"]
+        return {name: config[name] for name in names}
 
     def _rewind(self, step: int) -> None:
         """Forget the events after a step: they will come again."""

@@ -118,12 +118,12 @@ def plan(
         yield Phase("measure")
         setup, seconds = _with_reference(model, setup, prepared)
         phases |= {"reference": seconds} if seconds else {}
-        phases["train"], growth = _training(model, setup, prepared)
-        phases["evaluate"] = _evaluation_seconds(model, setup, prepared)
+        phases["train"], growth = training_seconds(model, setup, prepared)
+        phases["evaluate"] = evaluation_seconds(model, setup, prepared)
         clock = time.perf_counter()
         write_weights(model, Path(scratch))
         saves = max(1, len(evaluation_steps(setup)))
-        phases["save"] = (time.perf_counter() - clock) * saves + _FINISH
+        phases["save"] = (time.perf_counter() - clock) * saves + FINISH
         memory = hardware.peak_resident_memory() + growth
         stored = (p for p in model.parameters() if p.requires_grad or config.adapter == "none")
         weights = sum(p.numel() * 4 for p in stored)
@@ -155,7 +155,7 @@ def plan(
 
 _RECORD, _CURVES = 200, 250_000  # bytes of a row in arrays and ledgers; of curves.png and the other records
 _KEPT = 100  # shapes whose products a CPU keeps: oneDNN's cache has 1024 places, a shape takes about ten
-_FINISH = 1.5  # seconds for the report's intervals, the curves and the records
+FINISH = 1.5  # seconds for the report's intervals, the curves and the records
 
 
 def _steps(setup: Setup, prepared: Prepared) -> int:
@@ -164,7 +164,7 @@ def _steps(setup: Setup, prepared: Prepared) -> int:
     return min(steps, setup.config.max_steps or steps)
 
 
-def _training(model: Any, setup: Setup, prepared: Prepared) -> tuple[float, int]:
+def training_seconds(model: Any, setup: Setup, prepared: Prepared) -> tuple[float, int]:
     """Time real steps, the longest batch first; predict the seconds of the run, and the memory still to come.
 
     A CPU keeps the products that it has compiled for each shape (decision 003), and steps of changing sizes leave
@@ -243,7 +243,8 @@ def _with_reference(model: Any, setup: Setup, prepared: Prepared) -> tuple[Setup
     return replace(setup, train=repeated(setup.train), evaluation=held), each * tokens
 
 
-def _evaluation_seconds(model: Any, setup: Setup, prepared: Prepared) -> float:
+def evaluation_seconds(model: Any, setup: Setup, prepared: Prepared) -> float:
+    """Time a part of the validation rows; predict the seconds of all evaluations of the run."""
     if setup.evaluation is None:
         return 0.0
     engine, rows = setup.engine(model), setup.evaluation_rows

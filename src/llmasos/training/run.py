@@ -128,6 +128,8 @@ def finetune(
     backend = chosen(config.backend)
     if backend.world > 1 and config.framework in FRAMEWORKS:
         raise UsageError(f"framework={config.framework} trains in one process", hint="framework=torch for several")
+    if backend.world > 1 and config.within:
+        raise UsageError("within does not work with several processes", hint="max_steps, or one process")
     if backend.world > 1 and output is None:
         raise UsageError("several processes, and no output", hint="output (--output DIR): they meet in that folder")
     if not backend.is_main:
@@ -159,6 +161,8 @@ def _finetune(
     config: FinetuneConfig,
     model: Any,
 ) -> Generator[Event, None, tuple[Any, Task, Run]]:
+    from .deadline import in_time
+
     started = time.perf_counter()
     notes: list[str] = []
     try:
@@ -167,11 +171,20 @@ def _finetune(
             _prepared(located, tokenizer, task, data, eval_data, columns, config, folder, backend), notes
         )
         yield Phase("load")
+        if config.within and folder.resuming:  # what was settled when the run began
+            config = replace(config, **folder.settled("max_steps", "trainable"))
+        given = model is not None
         model, setup, said = ready(located, tokenizer, known, prepared, config, model, backend)
         for note in said:
             notes.append(note)
             yield Note(note)
         setup = yield from referenced(model, setup)
+        if config.within and not folder.resuming:
+            again = None if given else lambda other: ready(located, tokenizer, known, prepared, other)
+            yield Phase("measure")
+            model, setup, note = in_time(model, setup, prepared, started, again)
+            notes.append(note)
+            yield Note(note)
         record = _record(folder, located, setup, prepared, _asked(located, data, eval_data, columns))
         checkpoint, said = _agreed(folder, record, backend)
         for note in said:

@@ -40,6 +40,8 @@ class Setup:
     describe: Callable[[int], str]
     """Words a place in ``train`` for an error message: file, row, line."""
     backend: Backend = field(default_factory=Backend)
+    ends: float = math.inf
+    """When the last step has to be done, as ``time.perf_counter`` counts."""
 
     @property
     def steps_per_epoch(self) -> int:

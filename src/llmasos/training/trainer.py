@@ -128,14 +128,19 @@ def train(
                 stop, leave, due = setup.backend.any(
                     asked.stop, asked.leave, checkpoints is not None and checkpoints.is_due(state.step)
                 )
+                late = time.perf_counter() > setup.ends and state.step < setup.steps
                 # an interrupted run is scored too if it never was: what is kept has a metric
-                if step + 1 in evaluate_at if not stop else not state.history:
+                ends = setup.evaluation is not None and (late or (stop and not state.history))
+                if ends or (step + 1 in evaluate_at and not stop):
                     stepper.write_back()
                     yield from _evaluate(stepper, state, epoch, keep)
                     state.since.clear()
                     clock.skip()
                 if stop or asked.stop:
                     state.reason = "interrupted"
+                    break
+                if late:
+                    state.reason = "out of time"
                     break
                 if _patience_over(setup.config, state):
                     state.reason = "early stopping"
