@@ -21,7 +21,7 @@ LAYERS = (
     ("cli", "progress"),
     ("llm",),
     ("training",),
-    ("evaluation", "prediction", "retrieval"),
+    ("cluster", "evaluation", "prediction", "retrieval"),
     ("engines", "generation"),
     ("architectures", "backends", "decoders", "frameworks", "loading", "saving", "scratch"),
     ("tasks",),

@@ -52,6 +52,7 @@ class DataParallel(Backend):
             kind = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(kind, timeout=_JOIN, **alone)
             atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+        dist.all_reduce(torch.zeros(1))  # where they are joined already: the main one may tokenise longer than _ANSWER
         self._group = dist.new_group(timeout=_ANSWER)
 
     def close(self) -> None:

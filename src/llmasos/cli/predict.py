@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import secrets
@@ -11,6 +12,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
@@ -22,7 +24,7 @@ from ..core.errors import DataError, NotFittedError, UsageError
 from ..core.events import Event, Note
 from ..progress import duration
 from .options import Columns, check, config_flags, parse_columns, with_flags, writing_flags
-from .output import AsJson, say, show_json
+from .output import AsJson, full_path, say, show_json
 
 if TYPE_CHECKING:
     from ..llm import LLM
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 llmasos predict my-model "Where is my parcel?" "I cannot log in"
 llmasos predict my-model --data in.jsonl --output out.jsonl
+llmasos predict /shared/my-model --data /shared/in.jsonl --output out.jsonl --cluster auto
 llmasos predict my-translator "Good morning" --num-beams 4
 cat messages.txt | llmasos predict my-model > answers.jsonl
 """
@@ -67,6 +70,10 @@ def run(
         str | None, typer.Option(metavar="FILE", help=".jsonl, or .csv and .tsv (without the scores of all labels)")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output file")] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="answer the file on Ray: host:port, auto or local"),
+    ] = None,
     columns: Columns = None,
     as_json: AsJson = False,
     **options: Any,
@@ -81,12 +88,17 @@ def run(
     mapping = parse_columns(columns)
     if data and texts:
         raise UsageError("texts and --data are both given", hint="pass one of them")
+    if cluster and not data:
+        raise UsageError("--cluster without --data", hint="write the texts into a file that all machines see")
     write = _writer(Path(output), overwrite) if output else None
     from ..llm import LLM
 
     say(f"loading {model}")
     llm = LLM.from_pretrained(model)
-    answers = _answers(llm, _rows(llm, texts, data, mapping), options)
+    rows = _rows(llm, texts, data, mapping)
+    answers = (
+        _on_cluster(model, rows, data, mapping, options, cluster) if cluster and data else _answers(llm, rows, options)
+    )
     if write is None and as_json:
         show_json({"model": model, "predictions": [{**a.row, **a.content} for a in answers]})
         return
@@ -142,7 +154,9 @@ def _typed_rows(field: str) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _answers(llm: LLM, rows: Iterable[dict[str, Any]], options: dict[str, Any]) -> Iterator[Answer]:
+def _answers(
+    llm: LLM, rows: Iterable[dict[str, Any]], options: dict[str, Any], listen: Callable[[Event], None] | None = None
+) -> Iterator[Answer]:
     """Pair every row with its prediction; holds only the rows that the model is at work on."""
     waiting: deque[dict[str, Any]] = deque()
 
@@ -151,9 +165,46 @@ def _answers(llm: LLM, rows: Iterable[dict[str, Any]], options: dict[str, Any]) 
             waiting.append(row)
             yield row
 
-    for prediction in llm.predict(remembered(), progress=_say_note, **options):
+    for prediction in llm.predict(remembered(), progress=listen or _say_note, **options):
         row, content = waiting.popleft(), prediction.as_dict()
         yield Answer(row, content, _line_of(row, prediction, content))
+
+
+class _Share:
+    """What one worker of a cluster computes: it opens the model and the file once, and reads on in it."""
+
+    def __init__(self, model: str, data: str, columns: dict[str, str] | None, options: dict[str, Any]) -> None:
+        from ..llm import LLM
+
+        self.llm, self.data, self.columns, self.options = LLM.from_pretrained(model), data, columns, options
+        self.rows: Iterator[dict[str, Any]] = iter(())
+        self.at: int | None = None
+
+    def __call__(self, start: int, stop: int) -> str:
+        """Answer some rows of the file; return the answers and the notes as JSON."""
+        if self.at is None or start < self.at:
+            self.rows, self.at = _rows(self.llm, None, self.data, self.columns), 0
+        notes: list[str] = []
+        rows = list(itertools.islice(self.rows, start - self.at, stop - self.at))
+        self.at = stop
+        listen = partial(_say_note, say=notes.append)
+        return json.dumps({"answers": list(_answers(self.llm, rows, self.options, listen)), "notes": notes})
+
+
+def _on_cluster(
+    model: str, rows: Iterable[dict[str, Any]], data: str, columns: dict[str, str] | None, options: dict[str, Any],
+    cluster: str,
+) -> Iterator[Answer]:  # fmt: skip
+    """Let the machines of a Ray cluster answer a file's rows, which are read here first, to be counted and checked."""
+    from ..cluster import dealt
+
+    model, data = (full_path(path) if Path(path).expanduser().exists() else path for path in (model, data))
+    count = sum(1 for _ in rows)
+    for result in dealt(partial(_Share, model, data, columns, options), count, cluster):
+        content = json.loads(result)
+        for note in content["notes"]:
+            say(note)
+        yield from (Answer(*answer) for answer in content["answers"])
 
 
 def _line_of(row: dict[str, Any], prediction: Any, content: dict[str, Any]) -> str:
@@ -174,7 +225,7 @@ def _shown(value: Any) -> str:
     return " ".join(value) if words else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _say_note(event: Event) -> None:
+def _say_note(event: Event, say: Callable[[str], None] = say) -> None:
     if isinstance(event, Note):
         say(event.text)
 

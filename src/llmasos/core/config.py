@@ -363,6 +363,18 @@ def asked_threads() -> int | None:
     return int(text) if text.isdigit() and int(text) else None
 
 
+def for_other_machines() -> dict[str, str]:
+    """Return the settings that a training takes along where it computes on other machines; no secrets."""
+    names = ("LLMASOS_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def quieten_ray() -> None:
+    """Keep Ray from reporting to its makers and from talking on the terminal, unless the user has said otherwise."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
 def process_place() -> tuple[int, int, int, int]:
     """Return rank, rank on this machine, number of processes and of those on this machine, as torchrun says.
 

@@ -38,6 +38,16 @@ class LLMasOSError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come whole from another process, whatever the arguments it is made with."""
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(kind: type[LLMasOSError], args: tuple[Any, ...], content: dict[str, Any]) -> LLMasOSError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(content)
+    return error
+
 
 class UsageError(LLMasOSError, ValueError):
     """An option, key, name or combination that makes no sense."""
