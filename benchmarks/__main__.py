@@ -9,8 +9,8 @@ from . import tables
 from .harness import ROOT, say
 
 NAMES = (
-    "start", "finetune", "predict", "tokens", "answers", "similarity", "translation", "chat", "packed", "pretrain",
-    "generate", "plan", "size",
+    "start", "finetune", "predict", "tokens", "answers", "similarity", "translation", "chat", "packed", "frozen",
+    "pretrain", "generate", "plan", "size",
 )  # fmt: skip
 
 

@@ -295,7 +295,7 @@ def test_every_option_of_the_run_reaches_the_run(run):
         "precision": "float32", "speed": "plain", "device": "cpu", "seed": 7, "threads": 1, "adapter": "lora",
         "adapter_rank": 2, "adapter_alpha": 3.0, "adapter_dropout": 0.1, "adapter_targets": "query",
         "report_to": "tensorboard", "checkpoint_steps": 2, "checkpoint_minutes": 1.0, "keep_checkpoints": 3,
-        "on_non_finite": "skip",
+        "on_non_finite": "skip", "activation_cache": "off",
     }  # fmt: skip
     # not beside an adapter, not without a GPU, or tested where processes and clocks are
     others = {"trainable": "all", "framework": "torch", "base_precision": "float32", "backend": "auto", "within": None}

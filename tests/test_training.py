@@ -215,11 +215,11 @@ def test_the_fast_path_trains_pairs_as_transformers_would(train, pair_model, mon
 EFFECTS: dict[str, Callable[..., None]] = {}
 
 
-ELSEWHERE = {"trainable", "adapter", "adapter_rank", "adapter_alpha", "adapter_dropout", "adapter_targets",
-             "base_precision", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "report_to",
-             "framework", "backend", "within"}  # fmt: skip
-"""Options whose checks are in test_freezing.py, test_adapters.py, test_resume.py, test_reporters.py,
-test_frameworks.py, test_distributed.py and test_deadline.py."""
+ELSEWHERE = {"trainable", "activation_cache", "adapter", "adapter_rank", "adapter_alpha", "adapter_dropout",
+             "adapter_targets", "base_precision", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
+             "report_to", "framework", "backend", "within"}  # fmt: skip
+"""Options whose checks are in test_freezing.py, test_activations.py, test_adapters.py, test_resume.py,
+test_reporters.py, test_frameworks.py, test_distributed.py and test_deadline.py."""
 
 
 def option(check: Callable[..., None]) -> Callable[..., None]:

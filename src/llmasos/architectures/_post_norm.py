@@ -93,9 +93,10 @@ def encoder_layer(
     only: Tensor | None = None,
 ) -> Tensor:
     """Run one layer. x: (tokens, hidden) -> (tokens, hidden), or (len(only), hidden)."""
-    if weights.trained and torch.is_grad_enabled() and not x.requires_grad:
-        x.requires_grad_()  # nothing below is trained
-    return _Layer.apply(x, weights, shape, groups, dropout, only)  # type: ignore[no-any-return,no-untyped-call]
+    lowest = weights.trained and torch.is_grad_enabled() and not x.requires_grad
+    if lowest:
+        x.requires_grad_()  # nothing below is trained: nobody reads its gradient, but the layer's backward must run
+    return _Layer.apply(x, weights, shape, groups, dropout, only, lowest)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Layer(torch.autograd.Function):
@@ -108,7 +109,9 @@ class _Layer(torch.autograd.Function):
         groups: tuple[Group, ...],
         dropout: Dropout | None,
         only: Tensor | None,
+        lowest: bool,
     ) -> Tensor:
+        ctx.lowest = lowest
         p_hidden = shape.hidden_dropout if dropout else 0.0
         queries: Tensor | None = None
         residual = x if only is None else x.index_select(0, only)
@@ -164,15 +167,16 @@ class _Layer(torch.autograd.Function):
         )
         if only is None:
             w.write_linear(0, dqkv, x)
-            dx = torch.addmm(dz, dqkv, w.qkv[0])
+            dx = None if ctx.lowest else torch.addmm(dz, dqkv, w.qkv[0])
         else:
             assert dqueries is not None
             hidden = x.shape[1]
             w.write_linear(0, dqkv, x, at=slice(hidden, None))
             w.write_linear(0, dqueries, residual, at=slice(0, hidden))
-            dx = torch.mm(dqkv, w.qkv[0][hidden:])
-            dx.index_add_(0, only, torch.addmm(dz, dqueries, w.qkv[0][:hidden]))
-        return dx, None, None, None, None, None
+            dx = None if ctx.lowest else torch.mm(dqkv, w.qkv[0][hidden:])
+            if dx is not None:
+                dx.index_add_(0, only, torch.addmm(dz, dqueries, w.qkv[0][:hidden]))
+        return dx, None, None, None, None, None, None
 
 
 def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:

@@ -157,16 +157,18 @@ def decoder_layer(
     x: Tensor, weights: LayerWeights, shape: LayerShape, groups: tuple[Group, ...], turns: Turns
 ) -> Tensor:
     """Run one layer. x: (places, hidden) -> (places, hidden)."""
-    if weights.trained and torch.is_grad_enabled() and not x.requires_grad:
-        x.requires_grad_()  # nothing below is trained
-    return _Layer.apply(x, weights, shape, groups, turns)  # type: ignore[no-any-return,no-untyped-call]
+    lowest = weights.trained and torch.is_grad_enabled() and not x.requires_grad
+    if lowest:
+        x.requires_grad_()  # nothing below is trained: nobody reads its gradient, but the layer's backward must run
+    return _Layer.apply(x, weights, shape, groups, turns, lowest)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: LayerWeights, shape: LayerShape, groups: tuple[Group, ...], turns: Turns
+        ctx: Any, x: Tensor, w: LayerWeights, shape: LayerShape, groups: tuple[Group, ...], turns: Turns, lowest: bool
     ) -> Tensor:
+        ctx.lowest = lowest
         n1, inverse1 = _normalized(x, shape.epsilon)
         qkv = functional.linear(n1, w.qkv.folded(), w.qkv.bias)
         head_norms = None if w.heads is None else w.heads.normalize(qkv, shape)
@@ -200,7 +202,8 @@ class _Layer(torch.autograd.Function):
         if w.heads is not None:
             w.heads.back(dqkv, head_norms, shape)
         w.qkv.leave(dqkv, n1)
-        return _norm_backward(torch.mm(dqkv, w.qkv.folded()), n1, inverse1, dx1), None, None, None, None
+        dx = None if ctx.lowest else _norm_backward(torch.mm(dqkv, w.qkv.folded()), n1, inverse1, dx1)
+        return dx, None, None, None, None, None
 
 
 def _normalized(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

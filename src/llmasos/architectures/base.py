@@ -8,9 +8,10 @@ family without a file here runs transformers' own forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -266,6 +267,48 @@ class Architecture(Protocol):
 
     def forward(self, model: nn.Module, weights: Weights, output: str) -> FastForward:
         """Bind the forward to a model and to where its weights are."""
+
+
+class Prefix(NamedTuple):
+    """The frozen layers under everything that is trained: what they make of a row stays the same.
+
+    ``width``: numbers of a state. ``per_row``: there is one state a row, not one a token, since no other is read.
+    ``dropout``: the largest probability of it inside, in training.
+    """
+
+    layers: int
+    width: int
+    per_row: bool
+    dropout: float
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """An architecture whose forwards come in two parts (``DividedForward``)."""
+
+    def prefix(self, model: nn.Module, output: str) -> Prefix | None:
+        """Return what is below the trained layers of a model, or None where no layer is."""
+
+
+class DividedForward(FastForward, Protocol):
+    """A forward in two parts: ``above(below(pack), pack)`` is the whole."""
+
+    def below(self, pack: Pack, dropout: Dropout | None = None) -> torch.Tensor:
+        """Return the states under the trained layers, (places, width), or (rows, width) with ``Prefix.per_row``."""
+
+    def above(self, states: torch.Tensor, pack: Pack, dropout: Dropout | None = None) -> torch.Tensor | Projected:
+        """Return from them what the task's ``output`` says."""
+
+
+def frozen_layers(embeddings: nn.Module, layers: Iterable[nn.Module]) -> int:
+    """Count the layers under the first trained one; none where the embeddings are trained."""
+    if _trained(embeddings):
+        return 0
+    return sum(1 for _ in itertools.takewhile(lambda layer: not _trained(layer), layers))
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def find(model: nn.Module, output: str) -> tuple[Architecture | None, str]:

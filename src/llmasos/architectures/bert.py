@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ._embedding import looked_up
 from ._post_norm import LayerParameters, LayerShape, LayerWeights, encoder_layer
-from .base import Dropout, Pack, Weights
+from .base import Dropout, Pack, Prefix, Weights, frozen_layers
 
 # model type -> (attribute of the encoder, whether positions start after the padding id)
 _FAMILY = {
@@ -78,6 +78,14 @@ class _BertFamily:
         head = whole.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         return None if head is not None and head.weight is words else words
 
+    def prefix(self, model: nn.Module, output: str) -> Prefix | None:
+        """Return what is below the trained layers of a model, or None where no layer is."""
+        config: Any = model.config
+        layers = _frozen(model)
+        dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob)
+        per_row = output == "row" and layers == config.num_hidden_layers
+        return Prefix(layers, config.hidden_size, per_row, dropout) if layers else None
+
     def forward(self, model: nn.Module, weights: Weights, output: str) -> _BertForward:
         """Bind the forward to a model and to where its weights are."""
         return _BertForward(model, weights, output)
@@ -100,14 +108,19 @@ class _BertForward:
             config.attention_probs_dropout_prob,
         )
         self.layers = [LayerWeights(parts, weights) for parts in _layers(model)]
+        self.frozen = _frozen(model)
 
     def __call__(self, pack: Pack, dropout: Dropout | None = None) -> Tensor:
         """Return what ``output`` says, in float32."""
-        x = self._embed(pack, dropout)
-        for layer in self.layers[:-1]:
-            x = encoder_layer(x, layer, self.shape, pack.groups, dropout)
-        only = pack.first if self.output == "row" else None
-        x = encoder_layer(x, self.layers[-1], self.shape, pack.groups, dropout, only=only)
+        return self.above(self.below(pack, dropout), pack, dropout)
+
+    def below(self, pack: Pack, dropout: Dropout | None = None) -> Tensor:
+        """Return the states under the trained layers (``DividedForward``)."""
+        return self._run(range(self.frozen), self._embed(pack, dropout), pack, dropout)
+
+    def above(self, states: Tensor, pack: Pack, dropout: Dropout | None = None) -> Tensor:
+        """Return what ``output`` says, in float32, from what ``below`` gave."""
+        x = self._run(range(self.frozen, len(self.layers)), states, pack, dropout)
         if self.output == "row":
             return self._head(x.float(), dropout)
         if self.output == "embedding":
@@ -116,6 +129,12 @@ class _BertForward:
             assert pack.read is not None
             return self._words(x.index_select(0, pack.read).float())
         return self._tokens(x[: pack.tokens].float(), dropout)
+
+    def _run(self, layers: range, x: Tensor, pack: Pack, dropout: Dropout | None) -> Tensor:
+        for i in layers:
+            only = pack.first if self.output == "row" and i == len(self.layers) - 1 else None
+            x = encoder_layer(x, self.layers[i], self.shape, pack.groups, dropout, only=only)
+        return x
 
     def _tokens(self, x: Tensor, dropout: Dropout | None) -> Tensor:
         """The head on every token."""
@@ -174,6 +193,10 @@ def _drop(x: Tensor, p: float, dropout: Dropout | None) -> Tensor:
 def _encoder(model: nn.Module) -> Any:
     config: Any = model.config
     return getattr(model, _FAMILY[config.model_type][0], model)
+
+
+def _frozen(model: nn.Module) -> int:
+    return frozen_layers(_encoder(model).embeddings, _encoder(model).encoder.layer)
 
 
 def _layers(model: nn.Module) -> list[LayerParameters]:

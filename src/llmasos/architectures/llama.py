@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ._embedding import looked_up
 from ._pre_norm import LayerShape, LayerWeights, Turns, decoder_layer, layout
-from .base import Dropout, Pack, Projected, Weights
+from .base import Dropout, Pack, Prefix, Projected, Weights, frozen_layers
 
 _TYPES = ("llama", "mistral", "qwen2", "qwen3")
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
@@ -51,6 +51,13 @@ class _LlamaFamily:
         table: Tensor = whole.model.embed_tokens.weight
         return None if whole.lm_head.weight is table else table
 
+    def prefix(self, model: nn.Module, output: str) -> Prefix | None:
+        """Return what is below the trained layers of a model, or None where no layer is."""
+        del output
+        config: Any = model.config
+        layers = _frozen(model)
+        return Prefix(layers, config.hidden_size, per_row=False, dropout=0.0) if layers else None
+
     def forward(self, model: nn.Module, weights: Weights, output: str) -> _LlamaForward:
         """Bind the forward to a model and to where its weights are."""
         del output
@@ -59,6 +66,10 @@ class _LlamaFamily:
 
 def _layers(model: Any) -> Any:
     return model.model.layers
+
+
+def _frozen(model: Any) -> int:
+    return frozen_layers(model.model.embed_tokens, _layers(model))
 
 
 def _unlike(model: Any) -> str | None:
@@ -95,22 +106,36 @@ class _LlamaForward:
             float(first.scaling),
         )
         self.layers = [LayerWeights(layer, weights) for layer in _layers(model)]
+        self.frozen = _frozen(model)
         self.turns: Turns | None = None
 
     def __call__(self, pack: Pack, dropout: Dropout | None = None) -> Projected:
         """Return the states where the task reads, and the head for them."""
+        return self.above(self.below(pack, dropout), pack, dropout)
+
+    def below(self, pack: Pack, dropout: Dropout | None = None) -> Tensor:
+        """Return the states under the trained layers (``DividedForward``)."""
         del dropout  # none of these models has any
+        x = looked_up(pack.ids, self.model.model.embed_tokens, self.weights)
+        return self._run(self.layers[: self.frozen], x, pack)
+
+    def above(self, states: Tensor, pack: Pack, dropout: Dropout | None = None) -> Projected:
+        """Return the states where the task reads, and the head for them, from what ``below`` gave."""
+        del dropout
         assert pack.read is not None
         model = self.model
-        x = looked_up(pack.ids, model.model.embed_tokens, self.weights)
-        turns = self._turns(max(group.length for group in pack.groups), x)
-        for layer in self.layers:
-            x = decoder_layer(x, layer, self.shape, pack.groups, turns)
+        x = self._run(self.layers[self.frozen :], states, pack)
         norm, head = model.model.norm, model.lm_head.weight
         x = x.index_select(0, pack.read).float()
         x = functional.rms_norm(x, (x.shape[1],), norm.weight, self.shape.epsilon).to(self.weights.dtype)
         head = head if torch.is_grad_enabled() else head.to(x.dtype)
         return Projected(x, lambda states: functional.linear(states, head.to(states.dtype)), len(head), head)
+
+    def _run(self, layers: list[LayerWeights], x: Tensor, pack: Pack) -> Tensor:
+        turns = self._turns(max(group.length for group in pack.groups), x)
+        for layer in layers:
+            x = decoder_layer(x, layer, self.shape, pack.groups, turns)
+        return x
 
     def _turns(self, length: int, like: Tensor) -> Turns:
         if self.turns is None or len(self.turns.keys[0]) < length:

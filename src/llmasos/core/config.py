@@ -119,7 +119,14 @@ class FinetuneConfig(Config):
         "ddp where several were started",
     )
     trainable: str = option(
-        "all", "what is trained: all, head, or last-N (the head and the last N layers); the rest stays as it is"
+        "all",
+        "what is trained: all, head, or last-N or top:N (head and last N layers); the rest stays as it is",
+    )
+    activation_cache: str = option(
+        "auto",
+        "keep what frozen layers make of each row, so that they run once: auto where the result is the same, on also "
+        "where they drop out (they then do not), off never",
+        choices=("auto", "on", "off"),
     )
     adapter: str = option(
         "none",
@@ -175,8 +182,13 @@ class FinetuneConfig(Config):
                 )
         if self.within is not None:
             parse_duration("within", self.within)
+        object.__setattr__(self, "trainable", re.sub(r"^top[:-]", "last-", self.trainable))
         if not re.fullmatch(r"all|head|last-[1-9]\d*", self.trainable):
             raise UsageError(f"trainable={self.trainable!r}", hint="all, head, or last-N, such as last-2")
+        if self.activation_cache == "on" and self.trainable == "all":
+            raise UsageError(
+                "activation_cache=on, but no layer is frozen", hint="trainable=head or last-N, or leave it out"
+            )
         if self.adapter != "none" and self.trainable != "all":
             raise UsageError(
                 f"trainable={self.trainable} and adapter={self.adapter} both say what is trained",

@@ -29,6 +29,7 @@ from ..frameworks.supported import FRAMEWORKS
 from ..loading import load_config, longest_input
 from ..saving import write_weights
 from ..tasks.base import Task
+from .activations import size_of, with_cache
 from .adapters import summary
 from .prepare import Prepared, prepare
 from .run import _noting, ready
@@ -118,6 +119,7 @@ def plan(
         yield Phase("measure")
         setup, seconds = _with_reference(model, setup, prepared)
         phases |= {"reference": seconds} if seconds else {}
+        setup, cache = with_cache(model, setup, Path(scratch), prepared.scale)
         phases["train"], growth = training_seconds(model, setup, prepared)
         phases["evaluate"] = evaluation_seconds(model, setup, prepared)
         clock = time.perf_counter()
@@ -130,6 +132,7 @@ def plan(
         tokenizer_files = sum(file.stat().st_size for file in located.path.glob("*token*"))
         arrays = prepared.scale * (prepared.train.ids.nbytes + _RECORD * len(prepared.train))
         disk = weights * min(2, saves) + tokenizer_files + _CURVES + int(arrays)
+        disk += int(prepared.scale * size_of(setup, setup.activations.prefix)) if setup.activations else 0
         available = hardware.memory_available() + hardware.resident_memory()
     if memory > available:
         notes.append(
@@ -148,7 +151,7 @@ def plan(
         memory_bytes=memory,
         disk_bytes=disk,
         phases=phases,
-        choices=_choices(model, setup, prepared),
+        choices=_choices(model, setup, prepared, cache),
         notes=notes,
     )
 
@@ -159,9 +162,13 @@ FINISH = 1.5  # seconds for the report's intervals, the curves and the records
 
 
 def _steps(setup: Setup, prepared: Prepared) -> int:
-    per_epoch = math.ceil(len(prepared.train) * prepared.scale / setup.config.batch_size)
-    steps = math.ceil(setup.config.epochs * per_epoch)
+    steps = math.ceil(setup.config.epochs * _epoch(setup, prepared))
     return min(steps, setup.config.max_steps or steps)
+
+
+def _epoch(setup: Setup, prepared: Prepared) -> int:
+    """Return the steps of one epoch."""
+    return math.ceil(len(prepared.train) * prepared.scale / setup.config.batch_size)
 
 
 def training_seconds(model: Any, setup: Setup, prepared: Prepared) -> tuple[float, int]:
@@ -180,6 +187,7 @@ def training_seconds(model: Any, setup: Setup, prepared: Prepared) -> tuple[floa
     picks = [by_size[0], *rng.permutation(spread)]
     stepper = Stepper(model, setup)
     measured: list[tuple[int, float]] = []
+    again: list[tuple[int, float]] = []  # steps over rows whose states are kept
     seen: set[tuple[Any, ...]] = set()
     first = held = new = 0
     begin = time.perf_counter()
@@ -187,8 +195,13 @@ def training_seconds(model: Any, setup: Setup, prepared: Prepared) -> tuple[floa
         clock = time.perf_counter()
         stepper.compute(batches[pick])
         stepper.update(0)
-        if i:  # the first step also warms up
+        if i and not (setup.activations and pick == picks[0]):  # the first step also warms up
             measured.append((int(tokens[pick]), time.perf_counter() - clock))
+        if setup.activations:
+            clock = time.perf_counter()
+            stepper.compute(batches[pick])
+            stepper.update(0)
+            again.append((int(tokens[pick]), time.perf_counter() - clock))
         shapes = _shapes(batches[pick], setup)
         new, held = new + (len(shapes - seen) if i else 0), hardware.resident_memory()
         first, seen = first or held, seen | shapes
@@ -199,7 +212,10 @@ def training_seconds(model: Any, setup: Setup, prepared: Prepared) -> tuple[floa
     every = set().union(*(_shapes(batch, setup) for batch in batches))
     to_come = max(0, min(len(every), _KEPT) - len(seen))
     growth = max(0, held - first) // max(1, new) * to_come
-    return _fit(measured, steps, steps * float(tokens.mean())), growth
+    later = max(0, steps - _epoch(setup, prepared)) if again else 0
+    each = float(tokens.mean())
+    seconds = _fit(measured or again, steps - later, (steps - later) * each)
+    return seconds + (_fit(again, later, later * each) if again else 0.0), growth
 
 
 def _shapes(batch: Batch, setup: Setup) -> set[tuple[Any, ...]]:
@@ -256,7 +272,7 @@ def evaluation_seconds(model: Any, setup: Setup, prepared: Prepared) -> float:
     return each * setup.evaluation.tokens * prepared.evaluation_scale * len(evaluation_steps(setup))
 
 
-def _choices(model: Any, setup: Setup, prepared: Prepared) -> list[Choice]:
+def _choices(model: Any, setup: Setup, prepared: Prepared, cache: str) -> list[Choice]:
     config = setup.config
     device = hardware.pick_device(config.device)
     _, why_precision = hardware.pick_precision(config.precision, device)
@@ -275,6 +291,7 @@ def _choices(model: Any, setup: Setup, prepared: Prepared) -> list[Choice]:
         ),
         Choice("max_length", str(prepared.max_length), "as asked" if config.max_length else "the model's limit"),
         *([Choice("adapter", config.adapter, summary(model))] if config.adapter != "none" else []),
+        *([Choice("activation_cache", "on" if setup.activations else "off", cache)] if cache else []),
         Choice("metric", setup.metric, "picks the best model on the validation rows"),
         Choice("torch.compile", "off", "texts differ in length: compiling each shape costs more than it gains"),
     ]

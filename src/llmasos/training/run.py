@@ -161,6 +161,7 @@ def _finetune(
     config: FinetuneConfig,
     model: Any,
 ) -> Generator[Event, None, tuple[Any, Task, Run]]:
+    from .activations import with_cache
     from .deadline import in_time
 
     started = time.perf_counter()
@@ -185,6 +186,10 @@ def _finetune(
             model, setup, note = in_time(model, setup, prepared, started, again)
             notes.append(note)
             yield Note(note)
+        setup, cache = with_cache(model, setup, folder.scratch)
+        if cache:
+            notes.append(cache)
+            yield Note(cache)
         record = _record(folder, located, setup, prepared, _asked(located, data, eval_data, columns))
         checkpoint, said = _agreed(folder, record, backend)
         for note in said:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from ..data.dataset import Dataset
 from ..data.encoding import Encoded
 from ..engines.torch import TorchEngine
 from ..tasks.base import Task
+
+if TYPE_CHECKING:
+    from .activations import Kept
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Setup:
     backend: Backend = field(default_factory=Backend)
     ends: float = math.inf
     """When the last step has to be done, as ``time.perf_counter`` counts."""
+    activations: Kept | None = None
+    """Where the outputs of frozen layers are kept, if they are."""
 
     @property
     def steps_per_epoch(self) -> int:

@@ -23,6 +23,7 @@ from ..core.events import Note
 from ..data.augment import augmented_order
 from ..data.batching import Batch, encoded, gather, split
 from ..tasks.base import Task
+from .activations import ActivationCache
 from .optimizer import Parameters, schedule
 from .prepare import used_tokens
 from .setup import Setup
@@ -79,14 +80,20 @@ class Stepper:
         self.model, self.parameters = model, _parameters(model, setup, rows_alone=rows_alone)
         if isinstance(self.parameters, Sharded):
             self.model = self.parameters.model
-        self.release, self.discard = self.parameters.release, self.parameters.clear
+        self.discard = self.parameters.clear
         self.write_back, self.weights = self.parameters.write_back, self.parameters.weights
         self._config = model.config
         self._dropout = Dropout(setup.config.seed)
-        self._forward = _forward(self.model, setup, self.parameters, self._dropout)
+        self._forward, self._cache = _forward(self.model, setup, self.parameters, self._dropout)
         self.rows_at_once = setup.config.micro_batch_size
         """Examples computed at once; None for all. It falls when memory runs out."""
         self._notes: list[Note] = []
+
+    def release(self) -> None:
+        """Give the model its parameters back, and the memory and the disk that the steps took."""
+        self.parameters.release()
+        if self._cache is not None:
+            self._cache.close()
 
     def notes(self) -> list[Note]:
         """Return what there is to say since the last call."""
@@ -304,17 +311,30 @@ def _places(batch: Batch, mine: np.ndarray[Any, Any], parts: list[Batch]) -> Ite
         yield here
 
 
-def _forward(model: Any, setup: Setup, parameters: Parameters | Sharded, dropout: Dropout) -> Callable[[Batch], Any]:
-    """Return batch -> outputs: the packed forward, or transformers' own under autocast."""
+def _forward(
+    model: Any, setup: Setup, parameters: Parameters | Sharded, dropout: Dropout
+) -> tuple[Callable[[Batch], Any], ActivationCache | None]:
+    """Return batch -> outputs: the packed forward, or transformers' own under autocast.
+
+    Where outputs of frozen layers are kept, the packed forward goes on from there; then they come second.
+    """
     device, output = parameters.master.device, setup.task.output
     if setup.architecture is not None:
         assert isinstance(parameters, Parameters)
-        packed = setup.architecture.forward(model, parameters, output)
-        return lambda batch: packed(pack(batch, device, output), dropout)
+        packed: Any = setup.architecture.forward(model, parameters, output)
+        if setup.activations is None:
+            return lambda batch: packed(pack(batch, device, output), dropout), None
+        cache = ActivationCache(setup, lambda batch: packed.below(pack(batch, device, output)))
+
+        def above(batch: Batch) -> Any:
+            made = pack(batch, device, output)
+            return packed.above(cache.states(batch, len(made.ids)).to(device), made, dropout)
+
+        return above, cache
 
     def plain(batch: Batch) -> torch.Tensor | Projected:
         model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=setup.dtype == torch.bfloat16):
             return transformers_outputs(model, batch, setup.pad_id, output)
 
-    return plain
+    return plain, None
