@@ -132,6 +132,8 @@ def telling_what_was_saved(renderer: AbstractContextManager[Renderer]) -> Iterat
         with renderer as draw:
             yield listener
     except KeyboardInterrupt as stop:
+        if stop.args:  # it says itself what is left
+            raise
         raise KeyboardInterrupt(*(f"the best model so far is in {path}" for path in saved)) from stop
 
 
