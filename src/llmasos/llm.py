@@ -182,8 +182,7 @@ class LLM:
             data: rows, in any form that docs/guides/data.md lists.
             eval_data: validation rows; a stratified part of ``data`` if not given.
             columns: task field -> column, where names are not found by themselves.
-            output: folder for the model and the records of the run; without it the model stays in
-                memory and the records go to ``LLMASOS_HOME``.
+            output: folder for model and records; without it the model stays in memory, records go to ``LLMASOS_HOME``.
             overwrite: replace an existing output, and throw away an unfinished run beside it.
             resume: True goes on with the unfinished run beside the output, to the bit as if it had never stopped;
                 None does so where there is one of the same training.
@@ -377,8 +376,7 @@ class LLM:
 
         Args:
             data: rows, in any form that docs/guides/data.md lists; in a search the queries, rows of id and text.
-            documents: what is searched, rows of id and text.
-            qrels: judgements, rows of query_id, doc_id and relevance.
+            documents, qrels: what is searched, rows of id and text; judgements, of query_id, doc_id and relevance.
             columns: task field -> column, where names are not found by themselves.
             progress: show progress on the terminal, or a function that is called with each event.
             **options: fields of ``EvaluateConfig``, and of ``WriteConfig`` where written answers are scored.

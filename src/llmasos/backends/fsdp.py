@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..core.errors import UsageError
-from .ddp import DataParallel
+from ._parallel import DataParallel
 
 PLAIN = "fsdp cuts the model up, and its modules gather their weights as transformers' own forward calls them"
 

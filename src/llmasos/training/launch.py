@@ -1,6 +1,6 @@
 """Start several processes of one training on this machine, with torch's own launcher.
 
-Each runs the same command; it finds its place in the environment that the launcher makes (``backends/ddp.py``).
+Each runs the same command; it finds its place in the environment that the launcher makes (``backends/_parallel.py``).
 """
 
 from __future__ import annotations
