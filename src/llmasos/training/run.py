@@ -494,7 +494,7 @@ def _asked(located: Located, data: Any, eval_data: Any, columns: Mapping[str, st
     files = {name: str(Path(value).absolute()) if isinstance(value, str | Path) else None
              for name, value in (("data", data), ("eval_data", eval_data))}  # fmt: skip
     held = "memory" if eval_data is not None and files["eval_data"] is None else files["eval_data"]
-    model = str(located.path.absolute()) if located.source == "local" else located.ref
+    model = str(located.path.absolute()) if Path(located.ref).expanduser().exists() else located.ref
     return {"model": model, **files, "eval_data": held, "columns": dict(columns or {})}
 
 

@@ -14,7 +14,7 @@ from ..loading import load_tokenizer, longest_input
 from ..sources.base import locate
 from ..tasks.base import Row, Task
 from .prepare import prepare
-from .rerun import options_of, recorded
+from .records import options_of, recorded
 from .setup import order_of, steps_of
 
 

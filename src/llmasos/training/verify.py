@@ -19,7 +19,7 @@ import numpy as np
 from ..core import bundle
 from ..core.errors import ParityError, TrainingError, UsageError
 from ..core.events import Event, Note, Phase, Progress
-from .rerun import options_of, recorded
+from .records import options_of, recorded
 
 CHECKPOINTS = 8
 """Checkpoints of a repeated run, if its record does not say."""
@@ -107,7 +107,7 @@ def _repeated(output: Path, job: dict[str, Any], world: int, kills: tuple[int, .
     path.write_text(json.dumps({**job, "output": str(output)}))
     words = [sys.executable, "-m"]
     words += [] if world == 1 else ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"]
-    words += ["llmasos.training.rerun", str(path)]
+    words += ["llmasos.cli._rerun", str(path)]
     for kill in (*kills, None):
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True)

@@ -1,22 +1,15 @@
-"""Repeat a training from its record: ``python -m llmasos.training.rerun JOB.json``, the events as lines of JSON.
-
-What ``verify.py`` starts, and kills.
-"""
+"""What the record of a run says of it, so that it can be looked at and repeated."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..core import plugins
-from ..core.config import FinetuneConfig, process_place
+from ..core.config import FinetuneConfig
 from ..core.errors import UsageError
-from ..core.events import Event, Step
 
 RECORD = Path("run") / "run.json"
 
@@ -46,29 +39,3 @@ def options_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a recorded run, as ``FinetuneConfig`` takes them."""
     known = {item.name for item in fields(FinetuneConfig)}
     return {name: value for name, value in record["config"].items() if name in known}
-
-
-def main(job: Path) -> None:
-    """Train as the job says; tell this process's id and every step."""
-    from ..llm import LLM
-
-    content = json.loads(job.read_text())
-    asked, rank = content["asked"], process_place()[0]
-
-    def tell(line: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
-
-    def listen(event: Event) -> None:
-        if rank == 0 and isinstance(event, Step):
-            tell({"step": event.step})
-
-    tell({"pid": os.getpid(), "rank": rank})
-    LLM.from_pretrained(asked["model"]).finetune(
-        plugins.load("tasks", content["tag"]).from_dict(content["task"]), asked["data"], eval_data=asked["eval_data"],
-        columns=asked["columns"] or None, output=content["output"], progress=listen, **content["options"],
-    )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
