@@ -1,8 +1,8 @@
 """Train on many machines: Ray starts the processes of a training, and starts them again when one was lost.
 
 Each process runs the same training as one of ``launch.py`` does, and finds its place in the environment that Ray Train
-makes. All that a training needs to go on is in its output folder, so neither Ray's checkpoints nor its retries are used.
-Those would repeat a wrong option as often as a lost machine, and they could not tell a training that shall begin anew
+makes. All that a training needs to go on is in its output folder, so neither checkpoints nor retries of Ray are used:
+those would repeat a wrong option as often as a lost machine, and they could not tell a training that shall begin anew
 (``overwrite``) from one that shall go on.
 """
 
