@@ -212,7 +212,7 @@ def test_other_labels_give_an_adapter_folder_a_new_head(folder):
 
 def test_weights_in_memory_take_the_best_ones_back(adapted, tmp_path):
     model = adapted[0].model
-    write_weights(model, tmp_path, shared=True)
+    write_weights(model, tmp_path)
     kept = _adapters.state(model)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -123,7 +123,7 @@ class Poisoned(TextClassificationTask):
         return loss * float("nan") if outputs.requires_grad and bool((batch.targets == 2).any()) else loss
 
 
-def test_a_loss_that_is_not_finite_is_stopped_and_a_failure_failed(model, own):
+def test_a_loss_that_is_not_finite_is_stopped_and_refused_data_are_no_run(model, own):
     poison = [*ROWS, {"text": "a long and poisonous day number 25", "label": "poison"}]
     with pytest.raises(TrainingError, match="the loss is nan"):
         LLM.from_pretrained(model).finetune(
@@ -133,9 +133,7 @@ def test_a_loss_that_is_not_finite_is_stopped_and_a_failure_failed(model, own):
     assert "the loss is nan at step" in newest().reason
     with pytest.raises(DataError):
         tune(model, max_length=8, allow_truncated=0.0)
-    assert newest().status == "failed"
-    assert "24 of 24 rows" in newest().reason
-    assert runs.place(newest()) == (None, "it ended before it had any")
+    assert [entry.status for entry in runs.entries()] == ["stopped"]
 
 
 def test_a_run_that_may_not_start_is_no_run(model, tmp_path, own):
@@ -152,7 +150,7 @@ def test_a_killed_run_is_lost_and_can_be_removed(model, tmp_path, own, call):
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     try:
         until = time.monotonic() + 60
-        while not (tmp_path / "out.unfinished" / "best" / "model.safetensors").exists():
+        while not any((tmp_path / "out.unfinished").glob("best-*/model.safetensors")):
             assert run.poll() is None, run.communicate()[1]
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -167,7 +165,7 @@ def test_a_killed_run_is_lost_and_can_be_removed(model, tmp_path, own, call):
     assert call("show", newest().id)[0] == 0
     assert call("rm", newest().id)[0] == 0
     assert runs.entries() == []
-    assert (tmp_path / "out.unfinished" / "best").is_dir()
+    assert any((tmp_path / "out.unfinished").glob("best-*"))
     assert list((tmp_path / "home" / "runs").iterdir()) == []
 
 

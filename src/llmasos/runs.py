@@ -77,7 +77,8 @@ class Registered:
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         _store().mkdir(parents=True, exist_ok=True)
-        lock = _file(entry.id, ".lock")
+        lock, file = _file(entry.id, ".lock"), _file(entry.id)
+        self._before = file.read_text(encoding="utf-8") if file.exists() else None
         lock.touch()
         self._lock = contextlib.ExitStack()
         self._lock.callback(lambda: lock.unlink(missing_ok=True))
@@ -93,6 +94,14 @@ class Registered:
         """Enter a run that starts now."""
         when = datetime.now(UTC).isoformat(timespec="milliseconds")
         return cls(Entry(id, when, model, task, str(folder.absolute()), has_output))
+
+    def forget(self) -> None:
+        """Leave the store as it was: the run was refused before it began."""
+        with self._lock:
+            if self._before is None:
+                _file(self.entry.id).unlink(missing_ok=True)
+            else:
+                atomic.write_text(_file(self.entry.id), self._before)
 
     def finish(self, **changes: Any) -> None:
         """Complete the entry with what is known at the end, and let go of it."""

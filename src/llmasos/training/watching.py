@@ -44,6 +44,9 @@ def watched(
     try:
         result = yield from _passed(events, watch.see)
     except BaseException as error:
+        if not watch.has_started:
+            watch.forget()
+            raise
         kept = getattr(error, "kept", ())
         stopped = "stopped" if kept else "failed"
         status = "interrupted" if isinstance(error, KeyboardInterrupt | GeneratorExit) else stopped
@@ -83,7 +86,7 @@ class _Watch:
     def __init__(self, reporters: dict[str, Reporter]) -> None:
         self._waiting, self._told = reporters, dict[str, Reporter]()
         self._entry: runs.Registered | None = None
-        self._metric = ""
+        self._metric, self.has_started = "", False
         self._notes: list[Note] = []
         self._began = self._looked = time.perf_counter()
         self._meter = hardware.EnergyMeter()
@@ -94,6 +97,11 @@ class _Watch:
         except (OSError, LLMasOSError) as error:
             self._notes.append(Note(f"this run is not in the run store: {error}", "warning"))
 
+    def forget(self) -> None:
+        """Take the entry out of the store: the run was refused before it began."""
+        if self._entry is not None:
+            self._entry.forget()
+
     def see(self, event: Event) -> Iterator[Event]:
         while self._notes:
             yield self._notes.pop()
@@ -101,7 +109,7 @@ class _Watch:
             self._looked = now
             self._meter.read()
         if isinstance(event, Started):
-            self._metric = str(event.config["metric"])
+            self._metric, self.has_started = str(event.config["metric"]), True
             self._told, self._waiting = self._waiting, {}
             for where in (yield from self._each(lambda reporter: reporter.start(event))):
                 yield Note(where)
