@@ -76,6 +76,7 @@ def test_a_time_that_is_too_short_is_refused_with_the_numbers(model, tmp_path, m
         tune(model, tmp_path / "out", within="soon")
 
 
+@pytest.mark.slow
 def test_a_pace_that_falls_ends_the_run_in_time_with_a_score(model, tmp_path, monkeypatch):
     """The measured pace is far too quick: the loop sees the end coming."""
     cost(monkeypatch, Costs(step=1e-4, evaluation=0.5, end=1.0))

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-SLOW = {"question_answering", "token_classification", "translation"}
+SLOW = {"adapters", "fill_mask", "question_answering", "summarization", "token_classification", "translation"}
 """Those that take over ten seconds."""
 
 

@@ -143,6 +143,7 @@ def test_a_run_that_may_not_start_is_no_run(model, tmp_path, own):
     assert len(runs.entries()) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_lost_and_can_be_removed(model, tmp_path, own, call):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     words = ["finetune", model, "--data", "train.jsonl", "--output", "out", "--epochs", "1000000", "--speed", "plain"]

@@ -140,6 +140,7 @@ LLM.from_pretrained(sys.argv[1]).tune(task, rows, output=sys.argv[2], eval_data=
 """
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(base, tmp_path, monkeypatch):
     monkeypatch.setattr("llmasos.training.tuning.STARTUP", 1)
     space = {"learning_rate": "1e-5..1e-2:log", "batch_size": [4, 8]}

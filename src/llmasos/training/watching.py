@@ -44,7 +44,7 @@ def watched(
     try:
         result = yield from _passed(events, watch.see)
     except BaseException as error:
-        if not watch.has_started:
+        if not watch.has_started and isinstance(error, LLMasOSError):
             watch.forget()
             raise
         kept = getattr(error, "kept", ())
