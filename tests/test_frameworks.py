@@ -145,7 +145,6 @@ def compare(folder: Path, framework: str, **options: Any) -> None:
 # -- a run --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_run_in_jax_is_the_run_in_torch_and_its_folder_opens_as_any(models, tmp_path):
     seen: dict[str, list[float]] = {}
     runs = {}
