@@ -734,7 +734,7 @@ class Hungry(TextClassificationTask):
 @pytest.mark.parametrize("speed", ["auto", "plain"])
 def test_a_step_that_does_not_fit_is_made_in_parts_with_the_same_result(train, speed):
     done = train(Hungry(), speed=speed)
-    whole = train(speed=speed)
+    whole = train(speed=speed, fresh=True)  # the table of effects has made one whose packed forward was broken
     assert gap(done.weights, whole.weights) < 2e-5
     assert [e.loss for e in done.steps] == pytest.approx([e.loss for e in whole.steps], rel=1e-5)
     assert [note.split(" are ")[0] for note in done.run.notes if "memory is short" in note] == [
