@@ -67,6 +67,7 @@ def in_time(
     if small and again is not None and config.trainable == "all" and config.adapter == "none":
         with contextlib.suppress(UsageError):  # a model without a head, or of fewer layers
             other, less, _ = again(replace(config, trainable=FEWER))
+            less = replace(less, train=setup.train, evaluation=setup.evaluation)  # with what they are compared with
             cheaper = measured(other, less, prepared)
             found = fitted(less, cheaper, seconds_left(setup, started))
             if found is not None and (fits is None or found.steps > fits.steps):
@@ -78,7 +79,7 @@ def in_time(
             f"within={config.within}: {left:.0f} s are left after loading, {parts}",
             hint="more time, fewer evaluation rows, or a smaller model",
         )
-    ends = time.perf_counter() + seconds_left(setup, started) / SHARE - costs.evaluation - costs.end - costs.step
+    ends = started + parse_duration("within", config.within or "") - costs.evaluation - costs.end - costs.step
     return model, replace(fits, ends=ends), given_up(setup, fits)
 
 

@@ -34,7 +34,6 @@ class KerasStepper:
 
     lost = False
     """Whether the process died, and the weights since the last ``write_back`` with it."""
-    has_state = False
 
     def __init__(self, model: Any, setup: Setup) -> None:
         self.model, self.setup = model, setup

@@ -63,7 +63,7 @@ class Stepper:
     ``compute`` leaves the gradient of the batch's mean loss, whatever the micro-batches and the number of
     processes; ``update`` applies it; ``discard`` forgets it. ``write_back`` brings the model up to date for an
     evaluation, ``weights`` copies it; ``release`` gives it its parameters back. ``lost``: the weights of the last step
-    are, as they can be in another process (``keras.py``); ``has_state``: there is a state to checkpoint.
+    are, as they can be in another process (``keras.py``).
 
     Where the loss of a row depends on the rows beside it, micro-batches still give the whole batch's gradient:
     all outputs are computed first, without a graph; the loss gives the gradient at each; then each micro-batch
@@ -71,7 +71,6 @@ class Stepper:
     """
 
     lost = False
-    has_state = True
 
     def __init__(self, model: Any, setup: Setup) -> None:
         self.setup, self.backend = setup, setup.backend

@@ -96,7 +96,7 @@ def train(
         UsageError: the checkpoint belongs to another model.
     """
     stepper = stepper_of(model, setup)
-    checkpoints = checkpoints if stepper.has_state else None
+    checkpoints = checkpoints if isinstance(stepper, Stepper) else None  # the others keep their state to themselves
     start = stepper.parameters.checksum() if checkpoints and isinstance(stepper, Stepper) else ""
     if resumed is not None and isinstance(stepper, Stepper):
         _restore(stepper, state, resumed, start)
@@ -136,7 +136,7 @@ def train(
                     yield from _evaluate(stepper, state, epoch, keep)
                     state.since.clear()
                     clock.skip()
-                if stop or asked.stop:
+                if stop or (asked.stop and setup.backend.world == 1):  # several processes stop at the same step
                     state.reason = "interrupted"
                     break
                 if late:
