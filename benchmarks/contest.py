@@ -208,7 +208,7 @@ def llmasos(
         weight_decay=0.0,
         gradient_clip=1.0,
         seed=job.seed,
-        speed="plain" if job.name == "llmasos_plain" else "auto",
+        speed="buckets" if job.name == "llmasos_plain" else "auto",
         **more,
     )
     return {**phases.values(), "import_seconds": imports}

@@ -1,6 +1,6 @@
 """Steps packed end to end against padded ones in batches of near-equal length, for each family of models.
 
-What ``speed="auto"`` chooses where both compute the same (``speed="plain"`` is transformers' own forward on rows of
+What ``speed="auto"`` chooses where both compute the same (``speed="buckets"`` is transformers' own forward on rows of
 near-equal length) is chosen because it is faster: here it is seen whether it is. Random models of width 256 and four
 layers, 32 rows a step, rows of 6 to 60 words (as sentences are) and of 60 to 220 (as documents are); encoders learn to
 classify, decoders to write. The median step counts; the first few, in which kernels are compiled, are left out.
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         family, speed = options.child.split("_")
-        child.report(train(family, "auto" if speed == "packed" else "plain", Path(options.work), options.seed))
+        child.report(train(family, "auto" if speed == "packed" else "buckets", Path(options.work), options.seed))
         return
     names = harness.chosen([f"{family}_{how}" for family in FAMILIES for how in ("padded", "packed")], options.only)
     with harness.workspace() as work:

@@ -114,7 +114,7 @@ def test_one_seed_gives_one_adapter_and_another_seed_another(base):
         ({"adapter": "dora"}, lambda layer: "default" in layer.lora_magnitude_vector),
         ({"adapter": "lora"}, lambda layer: "default" not in layer.lora_magnitude_vector),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_every_option_reaches_the_layers(base, option, seen):
     model = tuned(base, **{"epochs": 0.5, **option}).model

@@ -29,6 +29,7 @@ from llmasos.frameworks import mapping, supported
 from llmasos.loading import load_config
 from llmasos.training.keras import KerasStepper, _rung
 from llmasos.training.prepare import prepare
+from llmasos.training.request import Request
 from llmasos.training.run import ready
 from llmasos.training.trainer import Setup, Stepper, _batches
 
@@ -85,14 +86,14 @@ def opened(folder: Path, framework: str, task: Any = None, rows: Any = None, **o
     config = FinetuneConfig.of({**defaults, **options, "framework": framework})
     llm = LLM.from_pretrained(folder)
     config = supported.settled(config, task, load_config(folder))
-    events = prepare(task, rows, rows, columns=None, tokenizer=llm.tokenizer, limit=64, config=config,
-                     folder=None, scratch=None)  # fmt: skip
+    request = Request(llm.located, llm.tokenizer, None, task, rows, rows)
+    events = prepare(request, config, folder=None, scratch=None)
     try:
         while True:
             next(events)
     except StopIteration as stop:
         prepared = stop.value
-    model, setup, _ = ready(llm.located, llm.tokenizer, None, prepared, config)
+    model, setup, _ = ready(request, prepared, config)
     return model, setup
 
 
@@ -335,7 +336,7 @@ def test_torch_settles_nothing_and_a_framework_settles_where_and_how(models):
     config, bert = FinetuneConfig(), load_config(models["bert"])
     assert supported.settled(config, TextClassificationTask(), bert) is config
     config = replace(config, framework="jax")
-    expected = replace(config, device="cpu", precision="float32", speed="plain")
+    expected = replace(config, device="cpu", precision="float32", speed="buckets")
     assert supported.settled(config, TextClassificationTask(), bert) == expected
 
 

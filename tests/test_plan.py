@@ -14,7 +14,7 @@ import torch
 from llmasos import LLM, TextClassificationTask
 from llmasos.core.events import Phase
 from llmasos.errors import DataError, UsageError
-from llmasos.training import curves
+from llmasos.training import curves, timing
 from llmasos.training import plan as planning
 from tiny import save_tiny_bert
 
@@ -67,7 +67,7 @@ def test_the_numbers_of_a_plan_are_those_of_the_run(model, data, options):
     assert said["metric"] == record["config"]["metric"]
     assert said["max_length"] == str(record["max_length"])
     assert float(said["learning_rate"]) == pytest.approx(record["config"]["learning_rate"], rel=1e-5)
-    assert (said["forward"] == "packed") == (record["config"]["speed"] == "auto")
+    assert (said["forward"] == "packed") == (record["config"]["speed"] == "packed")
 
 
 def test_costs_are_above_zero_and_add_up(model):
@@ -155,7 +155,8 @@ def test_a_plan_tells_what_it_is_doing(model):
     events = []
     make_plan(model, progress=events.append)
     phases = [event.name for event in events if isinstance(event, Phase)]
-    assert phases == ["read", "tokenize", "tokenize", "load", "measure"]
+    ways = ["measure plain", "measure buckets", "measure packed", "measure packed, 4 rows at once"]
+    assert phases == ["read", "tokenize", "tokenize", "load", "measure", *ways]
 
 
 def test_a_sample_stands_for_all_rows(model, monkeypatch):
@@ -176,11 +177,11 @@ def test_memory_grows_with_the_shapes_to_come_and_never_shrinks(model, monkeypat
     held = iter(range(10**9, 10**12, 10**8))  # every look at the memory finds 100 MB more
     monkeypatch.setattr(planning.hardware, "resident_memory", lambda: next(held))
     monkeypatch.setattr(planning.hardware, "peak_resident_memory", lambda: 10**9)
-    monkeypatch.setattr(planning, "BUDGET", 0.0)  # three steps are measured
+    monkeypatch.setattr(timing, "BUDGET", 0.0)  # three steps are measured
     options = {"batch_size": 1, "eval_split": 0.0}
     task = TextClassificationTask()
     assert LLM.from_pretrained(model).plan(task, data, **{**BASE, **options}).memory_bytes > 10**9
-    monkeypatch.setattr(planning, "_KEPT", 0)
+    monkeypatch.setattr(timing, "_KEPT", 0)
     assert LLM.from_pretrained(model).plan(task, data, **{**BASE, **options}).memory_bytes == 10**9
 
 

@@ -21,6 +21,7 @@ from llmasos.loading import load_model, set_dropout
 from llmasos.metrics.retrieval import ndcg, retrieval_report, search
 from llmasos.metrics.similarity import PartnerScorer, ScoredPairsScorer, _correlation, _ranks_of, unit
 from llmasos.training.prepare import Prepared
+from llmasos.training.request import Request
 from llmasos.training.run import ready
 from llmasos.training.stepper import Stepper
 from tiny import save_tiny, save_tiny_bert
@@ -166,7 +167,7 @@ def stepper_of(bert: LLM, task: SentenceSimilarityTask, rows, **options):
     dataset = read(rows, task.fields)
     train = encode(dataset, task, bert.tokenizer, 64)
     prepared = Prepared(task, dataset, train, None, None, 64, {}, {})
-    model, setup, _ = ready(bert.located, bert.tokenizer, None, prepared, config)
+    model, setup, _ = ready(Request(bert.located, bert.tokenizer, None, task, rows), prepared, config)
     return Stepper(model, setup), gather(train, np.arange(8))
 
 

@@ -29,7 +29,7 @@ from llmasos.core.events import Evaluated, Event, Finished, Note, Phase, Saved, 
 from llmasos.data.batching import Batch
 from llmasos.data.encoding import Encoded
 from llmasos.errors import DataError, HardwareError, TrainingError, UsageError
-from llmasos.training import curves, setup, stepper, trainer
+from llmasos.training import curves, stepper, trainer
 from llmasos.training.run import default_learning_rate
 from tiny import save_tiny_bert, tiny_tokenizer
 
@@ -171,10 +171,9 @@ def test_micro_batches_give_the_weights_of_the_whole_batch(train, speed, size):
 
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 1.0}, {"weight_decay": 1.0, "layer_decay": 0.5}])
 def test_the_fast_path_trains_the_weights_that_transformers_would(train, options, monkeypatch):
-    monkeypatch.setattr(setup, "POOL", 1)  # the same batches
     fast = train(epochs=3, **options)
     plain = train(epochs=3, speed="plain", fresh=True, **options)
-    assert fast.record["config"]["speed"] == "auto"
+    assert fast.record["config"]["speed"] == "packed"
     # nine steps move a weight by about 9e-3; where a gradient is zero but for rounding, Adam enlarges the rounding
     assert gap(fast.weights, plain.weights) < 1e-4
     assert [e.loss for e in fast.steps] == pytest.approx([e.loss for e in plain.steps], rel=1e-4)
@@ -202,11 +201,10 @@ def pair_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_fast_path_trains_pairs_as_transformers_would(train, pair_model, monkeypatch):
-    monkeypatch.setattr(setup, "POOL", 1)  # the same batches
     assert "token_type_ids" in LLM.from_pretrained(pair_model).tokenizer("a", "b")
     options = {"data": PAIRS, "eval_data": PAIRS, "ref": pair_model}
     fast, plain = (train(**options, speed=speed) for speed in ("auto", "plain"))
-    assert fast.record["config"]["speed"] == "auto"
+    assert fast.record["config"]["speed"] == "packed"
     assert gap(fast.weights, plain.weights) < 1e-4
 
 
@@ -410,7 +408,7 @@ def check_speed(train: Train, base: Outcome) -> None:
         patch.setattr(type(bert.PLUGIN), "forward", broken)
         assert train(speed="plain").record["config"]["speed"] == "plain"
         fallen = train(speed="auto")  # a packed forward that fails ends nothing: transformers' own is used, and said
-        assert fallen.record["config"]["speed"] == "plain"
+        assert fallen.record["config"]["speed"] == "buckets"
         (why,) = (note for note in fallen.run.notes if "the packed forward was asked for" in note)
         assert (fallen.record["forward"], base.record["forward"]) == (why, "packed forward of architectures/bert")
 

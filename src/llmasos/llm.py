@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .sources.base import Located
     from .training.merging import Merge
     from .training.plan import Plan
+    from .training.request import Request
     from .training.run import Run
     from .training.tuning import Search
 
@@ -155,10 +156,7 @@ class LLM:
         """
         from .training.plan import plan
 
-        events = plan(
-            self.located, self.tokenizer, self.task, task, data, eval_data,
-            columns=columns, config=_options(FinetuneConfig, config, options),
-        )  # fmt: skip
+        events = plan(self._request(task, data, eval_data, columns), _options(FinetuneConfig, config, options))
         return followed(events, progress)  # type: ignore[no-any-return]
 
     def finetune(
@@ -200,12 +198,10 @@ class LLM:
         """
         from .training.run import finetune
 
-        config_ = _options(FinetuneConfig, config, options)
-        events = finetune(
-            self.located, self.tokenizer, self.task, task, data, eval_data,
-            columns=columns, output=output, overwrite=overwrite, resume=resume, config=config_,
-            model=self._reusable(task) if self._tuned or config_.adapter == "none" else None,
-        )  # fmt: skip
+        settled = _options(FinetuneConfig, config, options)
+        model = self._reusable(task) if self._tuned or settled.adapter == "none" else None
+        request = self._request(task, data, eval_data, columns)
+        events = finetune(request, settled, output=output, overwrite=overwrite, resume=resume, model=model)
         self._engines.clear()
         self._generators.clear()
         self._encoder = None
@@ -247,10 +243,10 @@ class LLM:
                              hint="save it, and open the folder with LLM.from_pretrained")  # fmt: skip
         given = {**(read_recipe(config) if config else {}), **options}
         search = {item.name: given.pop(item.name) for item in fields(TuneConfig) if item.name in given}
+        request = self._request(task, data, eval_data, columns)
         events = tune(
-            self.located, self.tokenizer, self.task, task, data, eval_data, columns=columns, output=output,
-            overwrite=overwrite, fixed=given, space=space, options=TuneConfig.of(search),
-        )  # fmt: skip
+            request, output=output, overwrite=overwrite, fixed=given, space=space, options=TuneConfig.of(search)
+        )
         found = followed(events, progress)
         self.__dict__ = {**vars(type(self).from_pretrained(found.path)), "_tuned": True}
         return found  # type: ignore[no-any-return]
@@ -473,6 +469,11 @@ class LLM:
                 f"{self.ref} has no task yet", hint="finetune it first, or open a folder that finetune or save wrote"
             )
         return self.task
+
+    def _request(self, task: Task, data: Any, eval_data: Any, columns: Mapping[str, str] | None) -> Request:
+        from .training.request import Request
+
+        return Request(self.located, self.tokenizer, self.task, task, data, eval_data, columns)
 
     def _reusable(self, task: Task) -> Any:
         """Return the model in memory if it was tuned for these labels already, else None."""

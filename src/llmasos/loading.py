@@ -296,6 +296,21 @@ _DROPOUTS = (
 
 
 @contextmanager
+def without_dropout(model: Any) -> Iterator[None]:
+    """Let nothing drop out for a while, in adapters neither."""
+    places = [(model.config, name) for name in _DROPOUTS]
+    places += [(module, name) for module in model.modules() for name in ("p", "attention_dropout")]
+    kept = [(owner, name, value) for owner, name in places if isinstance(value := getattr(owner, name, None), float)]
+    for owner, name, _ in kept:
+        setattr(owner, name, 0.0)
+    try:
+        yield
+    finally:
+        for owner, name, value in kept:
+            setattr(owner, name, value)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' own bars and reports off the terminal: what matters is said by us."""
     from transformers.utils import logging

@@ -55,17 +55,15 @@ def run(
     job = settle(options, settings=settings, recipe=config)
     from ..llm import LLM
     from ..training.parity import parity
+    from ..training.request import Request
 
     say(f"loading {job.model}")
     llm = LLM.from_pretrained(job.model, revision=job.revision)
+    request = Request(llm.located, llm.tokenizer, llm.task, job.task, job.data, job.eval_data, job.columns)
     with render(plain=as_json) as draw:
         result: Parity = followed(
-            parity(
-                llm.located, llm.tokenizer, llm.task, job.task, job.data, job.eval_data, columns=job.columns,
-                config=FinetuneConfig.of(job.options), steps=steps, frameworks=names, tolerance=tolerance,
-            ),
-            draw,
-        )  # fmt: skip
+            parity(request, FinetuneConfig.of(job.options), steps=steps, frameworks=names, tolerance=tolerance), draw
+        )
     if as_json:
         show_json(result.as_dict())
     else:

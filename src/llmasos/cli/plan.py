@@ -10,6 +10,7 @@ from .options import Recipe, Settings, config_flags, job_flags, settle, task_fla
 from .output import AsJson, say, show_json, show_table, size
 
 if TYPE_CHECKING:
+    from ..training.candidates import Candidate
     from ..training.plan import Plan
 
 EXAMPLES = """
@@ -45,6 +46,33 @@ def show_plan(plan: Plan) -> None:
     show_table(numbers(plan))
     print()
     show_table([("choice", "value", "why"), *((choice.name, choice.value, choice.why) for choice in plan.choices)])
+    if plan.candidates:
+        print()
+        show_candidates(plan.candidates)
+
+
+def show_candidates(candidates: list[Candidate]) -> None:
+    """Print the ways that were tried, and which options take the fastest."""
+    heads = ("speed", "steps take", "memory", "gain", "loss apart", "gradient apart", "")
+    show_table([heads, *map(_line, candidates)], right=range(1, 6))
+    best = next((one for one in candidates if one.chosen), None)
+    if best:
+        from ..training.candidates import options
+
+        print(f"\nfastest: {options(best)} (the same as --speed measure, which finds it anew)")
+
+
+def _line(one: Candidate) -> tuple[str, ...]:
+    name = f"{one.name}, {one.micro_batch_size} rows at once" if one.micro_batch_size else one.name
+    apart = (f"{value:.0e}" if value is not None else "" for value in (one.loss_difference, one.gradient_difference))
+    return (
+        f"{name} *" if one.chosen else name,
+        "" if one.seconds is None else duration(one.seconds),
+        "" if one.memory_bytes is None else size(one.memory_bytes),
+        "" if one.gain is None else f"{one.gain:.2f}x",
+        *apart,
+        one.verdict,
+    )
 
 
 def numbers(plan: Plan) -> list[tuple[str, str]]:

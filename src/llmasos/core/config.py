@@ -109,8 +109,8 @@ class FinetuneConfig(Config):
     )
     speed: str = option(
         "auto",
-        "auto uses this project's faster equal paths where they are proven; plain uses transformers' own",
-        choices=("auto", "plain"),
+        "how the same is computed faster: auto as far as it is proven, measure the fastest of what was tried on this "
+        "data first, plain as transformers does it; or some of packed, buckets, bf16, compile, cache with commas",
     )
     device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
     backend: str = option(
@@ -172,8 +172,16 @@ class FinetuneConfig(Config):
         """Return the names in ``report_to``."""
         return () if self.report_to == "none" else tuple(dict.fromkeys(self.report_to.replace(" ", "").split(",")))
 
+    @property
+    def ways(self) -> frozenset[str] | None:
+        """Return the names in ``speed``; None where they are chosen when model and data are known."""
+        if self.speed in ("auto", "measure"):
+            return None
+        return frozenset(() if self.speed == "plain" else self.speed.replace(" ", "").split(","))
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_ways()
         for name in self.reporters:
             if name not in (known := plugins.names("reporters")):
                 raise UsageError(
@@ -204,6 +212,31 @@ class FinetuneConfig(Config):
                     f"{given[0]}={getattr(self, given[0])!r} does nothing without an adapter",
                     hint="adapter=lora or adapter=dora, or leave it out",
                 )
+
+    def _check_ways(self) -> None:
+        ways, where = self.ways or frozenset(), f"speed={self.speed}"
+        for name in sorted(ways - set(WAYS)):
+            known = ("auto", "measure", "plain", *WAYS)
+            raise UsageError(f"speed={self.speed!r}: there is no {name!r}",
+                             hint=f"{did_you_mean(name, known)}auto, measure, plain, or some of {', '.join(WAYS)} with "
+                             "commas")  # fmt: skip
+        reason = ""
+        if "packed" in ways and (other := sorted(ways & {"buckets", "compile"})):
+            reason = f"packed rows need no {other[0]}"
+        elif "bf16" in ways and self.precision == "float32":
+            reason = "precision=float32 says something else"
+        elif "cache" in ways and (self.activation_cache == "off" or self.trainable == "all"):
+            off = self.activation_cache == "off"
+            reason = "activation_cache=off" if off else "no layer is frozen: trainable=head or last-N"
+        elif "cache" in ways and "packed" not in ways:
+            reason = "cache needs packed"
+        if reason:
+            raise UsageError(f"{where}, but {reason}", hint="leave one of them out")
+
+
+WAYS = ("packed", "buckets", "bf16", "compile", "cache")
+"""What ``speed`` may name: rows end to end; batches of near-equal length; bfloat16 products; transformers' forward
+compiled; outputs of frozen layers kept."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ what a processor advertises and what the library underneath makes of it are two 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
 import platform
@@ -175,6 +177,8 @@ def free_memory() -> None:
     import torch
 
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed, unless it is told not to
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
 

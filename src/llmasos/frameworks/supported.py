@@ -27,6 +27,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "trainable": ("all",),
     "precision": ("auto", "float32"),
     "device": ("auto", "cpu"),
+    "speed": ("auto", "buckets", "plain"),
 }
 """Options of which only these values can be honoured; all others can, whatever they are."""
 
@@ -50,7 +51,8 @@ def settled(config: FinetuneConfig, task: Task, model_config: Any) -> FinetuneCo
     missing = [name for name in ("keras", "keras_hub", config.framework) if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"framework={config.framework}", install=f"'llmasos[{config.framework}]'")
-    return replace(config, device="cpu", precision="float32", speed="plain")
+    speed = "buckets" if config.speed == "auto" else config.speed
+    return replace(config, device="cpu", precision="float32", speed=speed)
 
 
 def distributions(framework: str) -> list[str]:

@@ -52,8 +52,9 @@ def with_cache(model: Any, setup: Setup, folder: Path, scale: float = 1.0) -> tu
     Raises:
         UsageError: the cache was asked for, and is impossible.
     """
-    config = setup.config
-    if config.activation_cache == "off" or config.trainable == "all":
+    config, named = setup.config, "cache" in (setup.config.ways or ())
+    left_out = config.ways is not None and config.activation_cache == "auto" and not named
+    if config.activation_cache == "off" or config.trainable == "all" or left_out:
         return setup, ""
     prefix, reason = _prefix(model, setup, scale)
     if prefix is not None:
@@ -70,10 +71,10 @@ def with_cache(model: Any, setup: Setup, folder: Path, scale: float = 1.0) -> tu
                 "without that, dropout=0 without any"
             )
     if prefix is None or reason:
-        if config.activation_cache == "on":
-            raise UsageError(
-                f"activation_cache=on, but {reason}", hint="activation_cache=auto takes the cache where it can be had"
-            )
+        if config.activation_cache == "on" or named:
+            what = "activation_cache=on" if config.activation_cache == "on" else f"speed={config.speed}"
+            raise UsageError(f"{what}, but {reason}", hint=f"{what.partition('=')[0]}=auto takes the cache where it "
+                             "can be had")  # fmt: skip
         return setup, f"no activation cache: {reason}"
     how = f"without their dropout ({prefix.dropout:g})" if prefix.dropout else "with the same result"
     what = f"the {prefix.layers} frozen layers run" if prefix.layers > 1 else "the frozen layer runs"

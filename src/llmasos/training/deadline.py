@@ -16,14 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..core.config import FinetuneConfig, parse_duration
 from ..core.errors import UsageError
 from ..saving import write_weights
-from .plan import FINISH, evaluation_seconds, training_seconds
 from .prepare import Prepared
 from .setup import Setup
+from .timing import FINISH, evaluation_seconds, training_seconds, untouched
 from .trainer import evaluation_steps
 
 SHARE = 0.95
@@ -85,16 +83,14 @@ def in_time(
 
 def measured(model: Any, setup: Setup, prepared: Prepared) -> Costs:
     """Time steps, an evaluation and a save; the model is as before afterwards."""
-    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    whole, _ = training_seconds(model, setup, prepared)
-    every = max(1, len(evaluation_steps(setup)))
-    evaluation = evaluation_seconds(model, setup, prepared) / every
-    clock = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        write_weights(model, Path(scratch))
-    end = 2 * (time.perf_counter() - clock) + FINISH
-    with torch.no_grad():
-        model.load_state_dict(before)
+    with untouched(model):
+        whole = training_seconds(model, setup, prepared).seconds
+        every = max(1, len(evaluation_steps(setup)))
+        evaluation = evaluation_seconds(model, setup, prepared) / every
+        clock = time.perf_counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            write_weights(model, Path(scratch))
+        end = 2 * (time.perf_counter() - clock) + FINISH
     return Costs(whole / setup.steps, evaluation, end)
 
 

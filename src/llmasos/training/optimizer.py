@@ -238,6 +238,17 @@ class Parameters:
         self.clear()
         return rate
 
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the gradient of each trained parameter, in its own shape, after the backward pass of a step."""
+        for name, parameter in self._model.named_parameters():
+            if parameter is self._table:
+                assert self._rows is not None
+                whole = torch.zeros_like(parameter)
+                whole[self._rows.to(whole.device)] = self._compact(self.gradients)
+                yield name, whole
+            elif parameter.grad is not None:
+                yield name, parameter.grad
+
     def clear(self) -> None:
         """Forget the gradients of this step."""
         start = 0 if self._low is self.gradients else self._packed

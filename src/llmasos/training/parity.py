@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +23,14 @@ from ..core.events import Event, Phase, Step
 from ..data.batching import Batch, gather
 from ..evaluation import evaluate
 from ..frameworks.supported import FRAMEWORKS, settled
-from ..loading import load_config, longest_input
-from ..tasks.base import Task
+from ..loading import load_config
 from .keras import KerasStepper
 from .prepare import Prepared, prepare
+from .request import Request
 from .run import ready
 from .setup import Setup
 from .stepper import Stepper, seen
 from .trainer import _batches, stepper_of
-
-if TYPE_CHECKING:
-    from ..sources.base import Located
 
 TOLERANCE = 1e-4
 """Largest difference from torch: of a loss or a logit, relative to it where it is above 1."""
@@ -76,40 +73,30 @@ class Parity:
 
 
 def parity(
-    located: Located,
-    tokenizer: Any,
-    known: Task | None,
-    task: Task,
-    data: Any,
-    eval_data: Any,
-    *,
-    columns: Mapping[str, str] | None,
+    request: Request,
     config: FinetuneConfig,
+    *,
     steps: int,
     frameworks: Sequence[str] = FRAMEWORKS,
     tolerance: float = TOLERANCE,
 ) -> Generator[Event, None, Parity]:
-    """Train ``steps`` steps in torch and in each framework. The other arguments are those of ``run.finetune``.
+    """Train ``steps`` steps in torch and in each framework. ``request`` as for ``run.finetune``.
 
     Of ``config`` the framework, dropout, steps, precision, device and forward are set for the comparison.
 
     Raises:
         UsageError: a framework can't honour an option, or do this task with this architecture.
     """
-    model_config = load_config(located.path)
-    task = task.suited(model_config)
+    request, model_config = request.suited(), load_config(request.located.path)
     config = replace(config, max_steps=steps, dropout=0.0)
-    configs = [settled(replace(config, framework=name), task, model_config) for name in frameworks]
+    configs = [settled(replace(config, framework=name), request.task, model_config) for name in frameworks]
     hardware.set_threads(config.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        prepared: Prepared = yield from prepare(
-            task, data, eval_data, columns=columns, tokenizer=tokenizer,
-            limit=longest_input(located.path, tokenizer), config=config, folder=None, scratch=Path(scratch),
-        )  # fmt: skip
+        prepared: Prepared = yield from prepare(request, config, folder=None, scratch=Path(scratch))
         trials: list[tuple[Trial, np.ndarray[Any, Any]]] = []
         for one in (replace(configs[0], framework="torch"), *configs):
             yield Phase("load")
-            model, setup, _ = ready(located, tokenizer, known, prepared, one)
+            model, setup, _ = ready(request, prepared, one)
             trials.append((yield from _trial(model, setup)))
     (reference, logits), *others = trials
     return Parity([reference, *(_compared(trial, reference, own, logits) for trial, own in others)], tolerance)

@@ -6,7 +6,7 @@ The plan and the run both come through here, so that a plan speaks of exactly th
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from ..data.dataset import Dataset, read, split
 from ..data.encoding import Encoded, encode, opened
 from ..data.ledger import Ledger
 from ..data.unknown import check_known
+from ..loading import longest_input
 from ..tasks.base import Task
+from .request import Request
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,9 @@ class Prepared:
 
 
 def prepare(
-    task: Task,
-    data: Any,
-    eval_data: Any,
-    *,
-    columns: Mapping[str, str] | None,
-    tokenizer: Any,
-    limit: int,
+    request: Request,
     config: FinetuneConfig,
+    *,
     folder: Path | None,
     scratch: Path | None,
     most: int | None = None,
@@ -65,12 +62,7 @@ def prepare(
     """Read, check, split and encode.
 
     Args:
-        task: the task, its labels settled or not.
-        data, eval_data: anything that ``data.dataset.read`` takes; without evaluation data a stratified
-            part of the rows is set aside.
-        columns: task field -> column.
-        tokenizer: the model's tokenizer.
-        limit: tokens that the model can take.
+        request: model, task and data; the task's labels may be settled or not.
         config: max_length, eval_split and what may be cut or dropped.
         folder: where the ledgers go; None keeps them in memory.
         scratch: where the arrays go; None keeps them in memory.
@@ -79,11 +71,11 @@ def prepare(
     Yields:
         What is being done. The result is the generator's return value.
     """
+    task, tokenizer = request.task, request.tokenizer
     _check_augment(config, task)
-    max_length = _checked_length(config, limit)
+    max_length = _checked_length(config, longest_input(request.located.path, tokenizer))
     yield Phase("read")
-    rows = read(data, task.fields, columns=columns)
-    held = None if eval_data is None else read(eval_data, task.fields, columns=columns)
+    rows, held = _read(request)
     task, notes = _fitted(task, rows, tokenizer)
     for note in notes:
         yield Note(note)
@@ -121,9 +113,13 @@ def prepare(
     return Prepared(task, rows, train, held, encoded["evaluation"], max_length, summaries, prints, scale, held_scale)
 
 
-def prepared_by_another(
-    task: Task, data: Any, eval_data: Any, *, columns: Mapping[str, str] | None, config: FinetuneConfig, scratch: Path
-) -> Prepared:
+def _read(request: Request) -> tuple[Dataset, Dataset | None]:
+    fields, columns = request.task.fields, request.columns
+    held = None if request.eval_data is None else read(request.eval_data, fields, columns=columns)
+    return read(request.data, fields, columns=columns), held
+
+
+def prepared_by_another(request: Request, config: FinetuneConfig, scratch: Path) -> Prepared:
     """Open what another process has prepared: its arrays are mapped, nothing is tokenised again.
 
     Raises:
@@ -136,9 +132,8 @@ def prepared_by_another(
             f"{scratch} cannot be read, where the first process has put the tokens",
             hint="name an output on a disk that all machines share",
         ) from error
-    task = type(task).from_dict(told["task"])
-    rows = read(data, task.fields, columns=columns)
-    held = None if eval_data is None else read(eval_data, task.fields, columns=columns)
+    task = type(request.task).from_dict(told["task"])
+    rows, held = _read(request)
     if held is None and config.eval_split > 0:
         rows, held = split(rows, config.eval_split, config.seed, task.undivided)
     evaluation = None if held is None else opened(scratch / "evaluation")

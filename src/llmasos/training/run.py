@@ -11,7 +11,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..core.config import FinetuneConfig
 from ..core.errors import TrainingError, UsageError
 from ..core.events import Event, Finished, Note, Phase, Progress, Saved, Started
 from ..frameworks.supported import FRAMEWORKS, distributions, settled
-from ..loading import load_config, longest_input
+from ..loading import load_config
 from ..metrics.base import Report, Scorer
 from ..saving import read_weights, save, write_weights
 from ..tasks.base import Task
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..sources.base import Located
     from .checkpoint import Checkpoint
     from .prepare import Prepared
+    from .request import Request
     from .setup import Setup
     from .trainer import Progressed
 
@@ -89,27 +90,19 @@ def default_learning_rate(model: Any) -> float:
 
 
 def finetune(
-    located: Located,
-    tokenizer: Any,
-    known: Task | None,
-    task: Task,
-    data: Any,
-    eval_data: Any,
+    request: Request,
+    config: FinetuneConfig,
     *,
-    columns: Mapping[str, str] | None,
     output: str | Path | None,
     overwrite: bool,
     resume: bool | None,
-    config: FinetuneConfig,
     model: Any = None,
 ) -> Generator[Event, None, tuple[Any, Task, Run]]:
     """Run one training.
 
     Args:
-        located: the folder that the model comes from.
-        tokenizer: its tokenizer.
-        known: the task that it was saved with, if any.
-        task, data, eval_data, columns, output, overwrite, resume, config: as for ``LLM.finetune``.
+        request: the model, the task and the data.
+        config, output, overwrite, resume: as for ``LLM.finetune``.
         model: a model in memory to go on with; None opens the folder.
 
     Yields:
@@ -122,66 +115,62 @@ def finetune(
     from .watching import watched
 
     reporters = opened(config.reporters)  # before anything is computed: a package may be missing
-    model_config = load_config(located.path)
-    task = task.suited(model_config)
-    config = settled(config, task, model_config)
+    request = request.suited()
+    config = settled(config, request.task, load_config(request.located.path))
     backend = chosen(config.backend)
     if backend.world > 1 and config.framework in FRAMEWORKS:
         raise UsageError(f"framework={config.framework} trains in one process", hint="framework=torch for several")
     if backend.world > 1 and config.within:
         raise UsageError("within does not work with several processes", hint="max_steps, or one process")
+    if backend.world > 1 and config.speed == "measure":
+        raise UsageError("speed=measure does not work with several processes",
+                         hint="llmasos plan prints the fastest for one; name it (--speed packed,bf16)")  # fmt: skip
     if backend.world > 1 and output is None:
         raise UsageError("several processes, and no output", hint="output (--output DIR): they meet in that folder")
     if not backend.is_main:
-        events = _finetune(Onlooker(output, config), backend, located, tokenizer, known, task, data, eval_data,
-                           columns=columns, config=config, model=model)  # fmt: skip
-        return (yield from events)
+        return (yield from _finetune(request, config, Onlooker(output, config), backend, model))
     folder = RunFolder(output, config, overwrite=overwrite, resume=resume)
-    events = _finetune(folder, backend, located, tokenizer, known, task, data, eval_data, columns=columns,
-                       config=config, model=model)  # fmt: skip
     return (
         yield from watched(
-            events, folder.id, model=located.ref, task=task.tag, folder=folder.output or folder.path,
-            has_output=folder.output is not None, reporters=reporters,
+            _finetune(request, config, folder, backend, model), folder.id, model=request.located.ref,
+            task=request.task.tag, folder=folder.output or folder.path, has_output=folder.output is not None,
+            reporters=reporters,
         )
     )  # fmt: skip
 
 
 def _finetune(
-    folder: RunFolder,
-    backend: Backend,
-    located: Located,
-    tokenizer: Any,
-    known: Task | None,
-    task: Task,
-    data: Any,
-    eval_data: Any,
-    *,
-    columns: Mapping[str, str] | None,
-    config: FinetuneConfig,
-    model: Any,
+    request: Request, config: FinetuneConfig, folder: RunFolder, backend: Backend, model: Any
 ) -> Generator[Event, None, tuple[Any, Task, Run]]:
     from .activations import with_cache
+    from .candidates import fastest
+    from .candidates import words as measured_words
     from .deadline import in_time
 
     started = time.perf_counter()
     notes: list[str] = []
     try:
         hardware.set_threads(config.threads or backend.threads(hardware.physical_cores()))
-        prepared: Prepared = yield from _noting(
-            _prepared(located, tokenizer, task, data, eval_data, columns, config, folder, backend), notes
-        )
+        prepared: Prepared = yield from _noting(_prepared(request, config, folder, backend), notes)
         yield Phase("load")
         if config.within and folder.resuming:  # what was settled when the run began
             config = replace(config, **folder.settled("max_steps", "trainable"))
+        if config.speed == "measure" and folder.resuming:
+            config = replace(config, **folder.settled("speed", "precision", "micro_batch_size"))
         given = model is not None
-        model, setup, said = ready(located, tokenizer, known, prepared, config, model, backend)
+        model, setup, said = ready(request, prepared, config, model, backend)
         for note in said:
             notes.append(note)
             yield Note(note)
         setup = yield from referenced(model, setup)
+        if config.speed == "measure":
+            yield Phase("measure")
+            setup, tried = yield from fastest(model, setup, prepared, folder.scratch)
+            note = measured_words(tried)
+            notes.append(note)
+            yield Note(note)
         if config.within and not folder.resuming:
-            again = None if given else lambda other: ready(located, tokenizer, known, prepared, other)
+            again = None if given else lambda other: ready(request, prepared, other)
             yield Phase("measure")
             model, setup, note = in_time(model, setup, prepared, started, again)
             notes.append(note)
@@ -190,19 +179,19 @@ def _finetune(
         if cache:
             notes.append(cache)
             yield Note(cache)
-        record = _record(folder, located, setup, prepared, _asked(located, data, eval_data, columns))
+        record = _record(folder, request, setup, prepared)
         checkpoint, said = _agreed(folder, record, backend)
         for note in said:
             notes.append(note)
             yield Note(note)
         if backend.is_main:
             atomic.write_json(folder.records / RECORD, {**record, "notes": notes, "result": {}})
-        yield Started(folder.id, folder.output or folder.path, located.ref, setup.task.tag, record["config"])
+        yield Started(folder.id, folder.output or folder.path, request.located.ref, setup.task.tag, record["config"])
     except BaseException:
         folder.close() if folder.resuming else folder.discard()
         backend.close()
         raise
-    job = _Job(folder, located, tokenizer, model, setup, prepared, notes, started, record, checkpoint)
+    job = _Job(folder, request, model, setup, prepared, notes, started, record, checkpoint)
     try:
         with atomic.full_disk(folder.output or folder.path):
             return (yield from _train(job))
@@ -211,23 +200,17 @@ def _finetune(
 
 
 def _prepared(
-    located: Located, tokenizer: Any, task: Task, data: Any, eval_data: Any, columns: Mapping[str, str] | None,
-    config: FinetuneConfig, folder: RunFolder, backend: Backend,
-) -> Generator[Event, None, Prepared]:  # fmt: skip
+    request: Request, config: FinetuneConfig, folder: RunFolder, backend: Backend
+) -> Generator[Event, None, Prepared]:
     """Prepare the data in the main process, before the processes join; the others open what it has prepared."""
     from .prepare import prepare, prepared_by_another
 
     device = hardware.pick_device(config.device)
     prepared: Prepared | None = None
     if backend.is_main:
-        prepared = yield from prepare(
-            task, data, eval_data, columns=columns, tokenizer=tokenizer, limit=longest_input(located.path, tokenizer),
-            config=config, folder=folder.prepared, scratch=folder.scratch,
-        )  # fmt: skip
+        prepared = yield from prepare(request, config, folder=folder.prepared, scratch=folder.scratch)
     backend.open(device)
-    return prepared or prepared_by_another(
-        task, data, eval_data, columns=columns, config=config, scratch=folder.scratch
-    )
+    return prepared or prepared_by_another(request, config, folder.scratch)
 
 
 def _agreed(folder: RunFolder, record: dict[str, Any], backend: Backend) -> tuple[Checkpoint | None, list[str]]:
@@ -247,8 +230,7 @@ class _Job:
     """What a training stands on once everything is ready."""
 
     folder: RunFolder
-    located: Located
-    tokenizer: Any
+    request: Request
     model: Any
     setup: Setup
     prepared: Prepared
@@ -271,9 +253,8 @@ def _noting(events: Generator[Event, None, Any], notes: list[str]) -> Generator[
 
 
 def ready(
-    located: Located, tokenizer: Any, known: Task | None, prepared: Prepared, config: FinetuneConfig, model: Any = None,
-    backend: Backend | None = None,
-) -> tuple[Any, Setup, list[str]]:  # fmt: skip
+    request: Request, prepared: Prepared, config: FinetuneConfig, model: Any = None, backend: Backend | None = None
+) -> tuple[Any, Setup, list[str]]:
     """Open the model on its device and decide how it is trained. Returns notes as the third part."""
     from ..architectures import _proof
     from ..architectures.base import find
@@ -284,9 +265,9 @@ def ready(
     from .freezing import freeze
     from .setup import Setup
 
-    backend = backend or Backend()
+    backend, located, tokenizer, known = backend or Backend(), request.located, request.tokenizer, request.known
     device = backend.device(hardware.pick_device(config.device))
-    precision, _ = hardware.pick_precision(config.precision, device)
+    precision, _ = hardware.pick_precision(asked_precision(config), device)
     notes: list[str] = []
     if model is not None and known is not None and known.head_config() != prepared.task.head_config():
         model = None  # other labels, as the data shows: they begin from the folder again, with a new head
@@ -305,11 +286,12 @@ def ready(
     pad_id = tokenizer.pad_token_id or 0
     asked = f"KerasHub's, on {config.framework}" if config.framework in FRAMEWORKS else "as asked"
     output = prepared.task.output
-    architecture, forward = find(model, output) if config.speed == "auto" else (None, asked)
+    ways = config.ways
+    architecture, forward = find(model, output) if ways is None or "packed" in ways else (None, asked)
     if backend.needs_own_modules:
         backend.check(model, joint=prepared.task.joint, adapter=config.adapter)
         architecture, forward = None, backend.needs_own_modules
-    if architecture is None and config.speed == "auto":
+    if architecture is None and ways is None:
         notes.append(f"transformers' own forward is used, since no packed one serves this model: {forward}")
     if architecture is not None:
         rows = np.argsort(prepared.train.lengths, kind="stable")
@@ -319,6 +301,10 @@ def ready(
         if not proof.holds:
             notes.append(proof.why_not)
             architecture, forward = None, proof.why_not
+    if ways is not None and "packed" in ways and architecture is None:
+        raise UsageError(f"speed={config.speed}, but {forward}", hint="speed=auto takes what can be had")
+    if ways is not None and "compile" in ways and (reason := no_compiling(prepared.task, config, backend)):
+        raise UsageError(f"speed={config.speed}, but {reason}", hint="leave compile out")
     setup = Setup(
         task=prepared.task,
         train=prepared.train,
@@ -336,8 +322,24 @@ def ready(
         pad_id=pad_id,
         describe=prepared.describe,
         backend=backend,
+        buckets=architecture is None if ways is None else "buckets" in ways,
+        compiled=ways is not None and "compile" in ways,
     )
     return model, setup, notes
+
+
+def asked_precision(config: FinetuneConfig) -> str:
+    """Return the number format that is asked for; "auto" where it is left open."""
+    if config.ways is None or config.speed == "plain" or config.precision != "auto":
+        return config.precision
+    return "bfloat16" if "bf16" in config.ways else "float32"
+
+
+def no_compiling(task: Task, config: FinetuneConfig, backend: Backend) -> str:
+    """Return why transformers' forward cannot be compiled here; "" if it can."""
+    if backend.needs_own_modules or config.framework in FRAMEWORKS:
+        return f"{config.backend if backend.needs_own_modules else config.framework} runs the model in its own way"
+    return "what reads a vocabulary stops the forward in its midst" if task.output == "vocabulary" else ""
 
 
 def referenced(model: Any, setup: Setup) -> Generator[Event, None, Setup]:
@@ -448,14 +450,16 @@ def _complete(job: _Job, state: Progressed) -> Run:
         best_step=state.best_step or state.step,
         output=folder.output,
         notes=job.notes,
-        lineage=lineage(job.located, prepared),
+        lineage=lineage(job.request.located, prepared),
     )
 
     def write() -> None:
         result = run.as_dict() | {"training_seconds": state.seconds}
         atomic.write_json(folder.records / RECORD, {**job.record, "notes": job.notes, "result": result})
         _draw(folder)
-        folder.finish(lambda path: save(path, model, job.tokenizer, job.setup.task, run.lineage, report, metrics))
+        folder.finish(
+            lambda path: save(path, model, job.request.tokenizer, job.setup.task, run.lineage, report, metrics)
+        )
 
     job.setup.backend.agreed(lambda: None)  # all have read the best weights
     job.setup.backend.agreed(write)
@@ -489,8 +493,9 @@ def lineage(located: Located, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _asked(located: Located, data: Any, eval_data: Any, columns: Mapping[str, str] | None) -> dict[str, Any]:
+def _asked(request: Request) -> dict[str, Any]:
     """Return what a run was asked to learn from; None for data that lives in memory."""
+    located, data, eval_data, columns = request.located, request.data, request.eval_data, request.columns
     files = {name: str(Path(value).absolute()) if isinstance(value, str | Path) else None
              for name, value in (("data", data), ("eval_data", eval_data))}  # fmt: skip
     held = "memory" if eval_data is not None and files["eval_data"] is None else files["eval_data"]
@@ -498,9 +503,7 @@ def _asked(located: Located, data: Any, eval_data: Any, columns: Mapping[str, st
     return {"model": model, **files, "eval_data": held, "columns": dict(columns or {})}
 
 
-def _record(
-    folder: RunFolder, located: Located, setup: Setup, prepared: Prepared, asked: dict[str, Any]
-) -> dict[str, Any]:
+def _record(folder: RunFolder, request: Request, setup: Setup, prepared: Prepared) -> dict[str, Any]:
     """Return all that is needed to repeat the run."""
     packages = ["torch", "transformers", "tokenizers", "datasets", "numpy"]
     packages += distributions(setup.config.framework)
@@ -509,14 +512,14 @@ def _record(
         "id": folder.id,
         "llmasos": __version__,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "asked": asked,
+        "asked": _asked(request),
         "config": setup.config.to_dict()
         | {
             "learning_rate": setup.learning_rate,
             "max_length": prepared.max_length,
             "precision": setup.precision,
             "metric": setup.metric,
-            "speed": "auto" if setup.architecture else "plain",
+            "speed": setup.speed,
         },
         "forward": setup.forward,
         "seed": setup.config.seed,
@@ -525,6 +528,6 @@ def _record(
         "machine": {"system": platform.platform(), "cores": hardware.physical_cores()},
         "threads": torch.get_num_threads(),
         "world": setup.backend.world,
-        **lineage(located, prepared),
+        **lineage(request.located, prepared),
         "ledgers": prepared.ledgers,
     }

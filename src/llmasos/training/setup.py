@@ -12,7 +12,7 @@ import torch
 
 from ..architectures.base import Architecture
 from ..backends.base import Backend
-from ..core.config import FinetuneConfig
+from ..core.config import WAYS, FinetuneConfig
 from ..data.batching import POOL, epoch_order
 from ..data.dataset import Dataset
 from ..data.encoding import Encoded
@@ -47,6 +47,10 @@ class Setup:
     """When the last step has to be done, as ``time.perf_counter`` counts."""
     activations: Kept | None = None
     """Where the outputs of frozen layers are kept, if they are."""
+    buckets: bool = False
+    """Whether the rows of a step are of near-equal length, so that little is padded."""
+    compiled: bool = False
+    """Whether transformers' own forward is compiled."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,19 +63,26 @@ class Setup:
         return steps_of(len(self.train), self.config)
 
     def order(self, epoch: int) -> list[np.ndarray[Any, Any]]:
-        """Return the rows of each step of an epoch: at random where nothing is padded."""
-        return order_of(self.train, self.config, epoch, packed=self.architecture is not None)
+        """Return the rows of each step of an epoch."""
+        return order_of(self.train, self.config, epoch, buckets=self.buckets)
 
     @property
     def speed(self) -> str:
-        """How evaluations run: as the training does."""
-        return "auto" if self.architecture else "plain"
+        """The ways that were settled on, as ``FinetuneConfig.speed`` names them: a run with them is the same run."""
+        return ",".join(self.ways) or "plain"
+
+    @property
+    def ways(self) -> list[str]:
+        """The ways that were settled on, of ``core.config.WAYS``."""
+        taken = {"packed": self.architecture, "buckets": self.buckets, "bf16": self.precision == "bfloat16",
+                 "compile": self.compiled, "cache": self.activations}  # fmt: skip
+        return [name for name in WAYS if taken[name]]
 
     def engine(self, model: Any) -> TorchEngine:
         """Return what runs the model for an evaluation."""
         return TorchEngine(
-            model, self.pad_id, output=self.task.output, precision=self.precision, speed=self.speed,
-            backend=self.backend,
+            model, self.pad_id, output=self.task.output, precision=self.precision,
+            speed="auto" if self.architecture else "plain", backend=self.backend,
         )  # fmt: skip
 
     @property
@@ -86,6 +97,6 @@ def steps_of(rows: int, config: FinetuneConfig) -> int:
     return min(steps, config.max_steps or steps)
 
 
-def order_of(train: Encoded, config: FinetuneConfig, epoch: int, *, packed: bool) -> list[np.ndarray[Any, Any]]:
+def order_of(train: Encoded, config: FinetuneConfig, epoch: int, *, buckets: bool) -> list[np.ndarray[Any, Any]]:
     """Return the rows of each step of an epoch; they depend on the seed and the epoch alone."""
-    return epoch_order(train.sizes, config.batch_size, config.seed, epoch, 1 if packed else POOL)
+    return epoch_order(train.sizes, config.batch_size, config.seed, epoch, POOL if buckets else 1)

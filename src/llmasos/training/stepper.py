@@ -331,9 +331,12 @@ def _forward(
 
         return above, cache
 
+    # for all shapes at once: compiled anew for each, nothing would be gained
+    run: Any = torch.compile(model, dynamic=True) if setup.compiled else model
+
     def plain(batch: Batch) -> torch.Tensor | Projected:
         model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=setup.dtype == torch.bfloat16):
-            return transformers_outputs(model, batch, setup.pad_id, output)
+            return transformers_outputs(run, batch, setup.pad_id, output)
 
     return plain, None

@@ -10,11 +10,12 @@ from typing import Any
 from ..core import plugins
 from ..core.config import FinetuneConfig
 from ..core.errors import DataError, UsageError
-from ..loading import load_tokenizer, longest_input
+from ..loading import load_tokenizer
 from ..sources.base import locate
 from ..tasks.base import Row, Task
 from .prepare import prepare
 from .records import options_of, recorded
+from .request import Request
 from .setup import order_of, steps_of
 
 
@@ -46,12 +47,10 @@ def rows_of_step(folder: Path, step: int, data: str | None = None) -> StepRows:
     task: Any = plugins.load("tasks", record["task"]["tag"]).from_dict(record["task"])
     source = data or asked["data"]
     located = locate(asked["model"])
-    tokenizer = load_tokenizer(located.path)
+    columns = asked["columns"] or None
+    request = Request(located, load_tokenizer(located.path), None, task, source, asked["eval_data"], columns)
     with tempfile.TemporaryDirectory() as scratch:
-        events = prepare(
-            task, source, asked["eval_data"], columns=asked["columns"] or None, tokenizer=tokenizer,
-            limit=longest_input(located.path, tokenizer), config=config, folder=Path(scratch), scratch=None,
-        )  # fmt: skip
+        events = prepare(request, config, folder=Path(scratch), scratch=None)
         try:
             while True:
                 next(events)
@@ -65,7 +64,7 @@ def rows_of_step(folder: Path, step: int, data: str | None = None) -> StepRows:
         raise UsageError(f"there is no step {step}", hint=f"the run has steps 1 to {steps}")
     per_epoch = -(-len(prepared.train) // config.batch_size)
     epoch, at = divmod(step - 1, per_epoch)
-    examples = order_of(prepared.train, config, epoch, packed=record["config"]["speed"] == "auto")[at]
+    examples = order_of(prepared.train, config, epoch, buckets="buckets" in (config.ways or ()))[at]
     places = sorted({int(prepared.train.rows[example]) for example in examples})
     rows = list(zip(prepared.rows.numbers(places).tolist(), prepared.rows.rows(places), strict=True))
     return StepRows(asked["model"], prepared.task, str(source), prepared.max_length, rows)

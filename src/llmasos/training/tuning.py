@@ -31,7 +31,7 @@ from ..core.events import Evaluated, Event, Finished, Note, Saved, Step, Trial
 from ..data.dataset import read
 from ..loading import load_config
 from ..metrics.base import LOWER_IS_BETTER
-from ..tasks.base import Task
+from .request import Request
 from .run import default_learning_rate, finetune
 from .space import Dimension, default_space, parse_space
 
@@ -91,13 +91,7 @@ class Interrupted(KeyboardInterrupt):
 class _Job:
     """What all trials have in common. ``fixed`` are the options that were given for all of them."""
 
-    located: Located
-    tokenizer: Any
-    known: Task | None
-    task: Task
-    data: Any
-    eval_data: Any
-    columns: Mapping[str, str] | None
+    request: Request
     fixed: Mapping[str, Any]
     space: tuple[Dimension, ...]
     options: TuneConfig
@@ -110,14 +104,8 @@ class _Job:
 
 
 def tune(
-    located: Located,
-    tokenizer: Any,
-    known: Task | None,
-    task: Task,
-    data: Any,
-    eval_data: Any,
+    request: Request,
     *,
-    columns: Mapping[str, str] | None,
     output: str | Path | None,
     overwrite: bool,
     fixed: Mapping[str, Any],
@@ -127,7 +115,7 @@ def tune(
     """Search, and keep the model of the best trial.
 
     Args:
-        located, tokenizer, known, task, data, eval_data, columns: as for ``run.finetune``.
+        request: as for ``run.finetune``.
         output: folder for the best model; in ``LLMASOS_HOME`` if not given.
         overwrite: replace an existing output, and begin anew where a search is unfinished.
         fixed: options of ``FinetuneConfig`` that are the same in all trials.
@@ -147,16 +135,16 @@ def tune(
     started = time.monotonic()
     config = FinetuneConfig.of(fixed)
     if space is None:
-        space = default_space(_default_rate(located, config), fixed)
+        space = default_space(_default_rate(request.located, config), fixed)
     dimensions = parse_space(space, fixed)
-    if eval_data is None and not config.eval_split:
+    if request.eval_data is None and not config.eval_split:
         raise UsageError("a search needs validation rows", hint="give eval_data, or an eval_split above 0")
     target = _output(output)
     folder = target.with_name(target.name + ".tuning")
-    content = _identity(located, task, data, eval_data, columns, config, dimensions, options)
+    content = _identity(request, config, dimensions, options)
     mine = _open_folder(folder, target, content, overwrite=overwrite)
     deadline = started + (parse_duration("within", options.within) if options.within else math.inf)
-    job = _Job(located, tokenizer, known, task, data, eval_data, columns, fixed, dimensions, options, folder, deadline)
+    job = _Job(request, fixed, dimensions, options, folder, deadline)
     with atomic.hold(folder), atomic.full_disk(folder), _quiet():
         study = _open_study(folder)
         for trial in study.get_trials(deepcopy=False):
@@ -199,10 +187,7 @@ def _try(job: _Job, study: optuna.Study) -> Generator[Event, None, None]:
     watched, started = _Watched(trial, job.deadline), time.monotonic()
     try:
         yield Trial(number, job.options.trials, dict(trial.params), "begun")
-        events = finetune(
-            job.located, job.tokenizer, job.known, job.task, job.data, job.eval_data,
-            columns=job.columns, output=output, overwrite=False, resume=False, config=config,
-        )  # fmt: skip
+        events = finetune(job.request, config, output=output, overwrite=False, resume=False)
         yield from watched.follow(events, notes=number == 1)
         if watched.status == "interrupted":  # a run that Ctrl-C ended returns what it has learned
             raise KeyboardInterrupt
@@ -360,18 +345,17 @@ def _output(output: str | Path | None) -> Path:
 
 
 def _identity(
-    located: Located, task: Task, data: Any, eval_data: Any, columns: Mapping[str, str] | None,
-    config: FinetuneConfig, space: Sequence[Dimension], options: TuneConfig,
-) -> dict[str, Any]:  # fmt: skip
+    request: Request, config: FinetuneConfig, space: Sequence[Dimension], options: TuneConfig
+) -> dict[str, Any]:
     """Return what a search that goes on must have in common with the one that it goes on with."""
     prints = {
-        name: None if rows is None else read(rows, task.fields, columns=columns).fingerprint()
-        for name, rows in (("training data", data), ("validation data", eval_data))
+        name: None if rows is None else read(rows, request.task.fields, columns=request.columns).fingerprint()
+        for name, rows in (("training data", request.data), ("validation data", request.eval_data))
     }
     elsewhere = ("device", "threads", "micro_batch_size")  # which say where and how, not what is learned
     content = {
-        "model": [located.ref, located.revision],
-        "task": task.to_dict(),
+        "model": [request.located.ref, request.located.revision],
+        "task": request.task.to_dict(),
         **prints,
         "options": {name: value for name, value in config.to_dict().items() if name not in elsewhere},
         "space": {dimension.name: str(dimension) for dimension in space},
@@ -460,16 +444,17 @@ def _write_recipe(job: _Job, best: Trial, path: Path) -> None:
     """Write the best trial as a recipe for ``llmasos finetune``, as far as files say what the data is."""
     import yaml
 
-    content: dict[str, Any] = {"model": job.located.ref, "revision": job.located.revision, "task": job.task.tag}
+    located, task, columns = job.request.located, job.request.task, job.request.columns
+    content: dict[str, Any] = {"model": located.ref, "revision": located.revision, "task": task.tag}
     content |= {
-        name: str(rows) for name, rows in (("data", job.data), ("eval_data", job.eval_data))
+        name: str(rows) for name, rows in (("data", job.request.data), ("eval_data", job.request.eval_data))
         if isinstance(rows, str | Path)
     }  # fmt: skip
-    content["columns"] = None if job.columns is None else dict(job.columns)
-    given = job.task.to_dict()
+    content["columns"] = None if columns is None else dict(columns)
+    given = task.to_dict()
     content |= {
-        item.name: given[item.name] for item in fields(job.task)  # type: ignore[arg-type]
-        if not item.metadata.get("settled") and getattr(job.task, item.name) != item.default
+        item.name: given[item.name] for item in fields(task)  # type: ignore[arg-type]
+        if not item.metadata.get("settled") and getattr(task, item.name) != item.default
     }  # fmt: skip
     content |= FinetuneConfig.of({**job.fixed, **best.values}).to_dict()
     kept = {name: value for name, value in content.items() if value is not None}
