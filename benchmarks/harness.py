@@ -44,7 +44,8 @@ def parser(about: str | None, *, seeds: int = 3) -> argparse.ArgumentParser:
     """Return the options that every benchmark takes; the hidden ones are for its children."""
     out = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     out.add_argument("--rows", type=int, help="use only so many rows (a trial run)")
-    out.add_argument("--seeds", type=int, default=seeds, help=f"rounds, with seeds 0, 1, ... (default {seeds})")
+    told = f"rounds, with seeds 0, 1, ... (default {seeds})"
+    out.add_argument("--seeds", "--rounds", type=int, default=seeds, metavar="N", help=told)
     out.add_argument(
         "--only", action="append", default=[], metavar="CANDIDATE", help="measure only this one; repeatable"
     )

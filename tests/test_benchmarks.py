@@ -1,10 +1,11 @@
 """The benchmarks' own machinery: order, sums, tables. Nothing is trained or timed here."""
 
 import json
+import subprocess
 import sys
 
 import pytest
-from benchmarks import child, data, flops, harness, pretrain, size, tables
+from benchmarks import child, command, data, flops, harness, pretrain, processes, size, tables
 from benchmarks.harness import Candidate
 from benchmarks.records import Column, Result, Run, goal, middle, ratio
 
@@ -185,10 +186,48 @@ def test_the_validation_loss_is_that_of_each_next_token_and_of_the_end(tmp_path)
     assert loss == pytest.approx(100 * (pretrain.LENGTH - 1) / (pretrain.LENGTH + 3))
 
 
+def test_what_others_take_longer_in_a_collective_is_waiting():
+    def step(compute: float, *collectives: float) -> dict:
+        return {"compute": compute, "update": 0.1, "collectives": list(collectives), "whole": 1.0}
+
+    found = processes.where([[step(9, 9), step(0.4, 0.1, 0.3)], [step(9, 9), step(0.6, 0.1, 0.1)]])
+    assert found == pytest.approx({
+        "step_ms": 1000, "compute_ms": 500, "update_ms": 100, "telling_ms": 200, "waiting_ms": 100, "other_ms": 100,
+        "telling_share": 20, "uneven": 20})  # fmt: skip
+
+
+def test_two_processes_are_held_against_one_of_the_same_round_and_size():
+    seconds = {"one_32": (10.0, 20.0), "ddp_32": (11.0, 24.0), "one_128": (1.0, 1.0), "fsdp_32": (9.0, 9.0)}
+    runs = [
+        Run(name, seed, {"seconds": s, "losses": [1.0, 2.0 + 0.2 * (name == "ddp_32")]})
+        for name, all_ in seconds.items()
+        for seed, s in enumerate(all_)
+    ]
+    found = {(run.candidate, run.seed): run.values for run in processes.compared(runs)}
+    assert [found["ddp_32", seed]["overhead"] for seed in (0, 1)] == pytest.approx([10, 20])
+    assert found["ddp_32", 0]["apart"] == pytest.approx(0.1)
+    assert "overhead" not in found["one_128", 0] | found["fsdp_32", 0]
+    assert command.difference([1.0], [1.0, 1.0]) == float("inf")
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_the_benchmark_of_checkpoints_runs_in_toy_sizes():
+    if not data.SST2.exists():
+        pytest.skip("SST-2 is absent")
+    words = ("--steps", "5", "--every", "2", "--rounds", "1", "--rows", "64")
+    done = subprocess.run([sys.executable, "-m", "benchmarks.checkpoints", *words], cwd=harness.ROOT, check=False,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((harness.RESULTS / "checkpoints.partial.json").read_text())["runs"]
+    seen = [run["values"] for run in runs if "held_ms" in run["values"]]
+    assert [values["checkpoints"] for values in seen] == [2]
+    assert seen[0]["megabytes"] > 100
+    assert seen[0]["held_ms"] >= seen[0]["copy_ms"] > 0
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_the_gpu_runs_in_toy_sizes_and_fails_without_a_gpu():
-    import subprocess
-
     def bench(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "benchmarks.gpu", *words]
         return subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)

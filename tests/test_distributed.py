@@ -147,6 +147,34 @@ def test_the_model_of_several_processes_is_an_ordinary_one(trained):
         assert {answer.label for answer in answers} <= {"no", "yes"}
 
 
+COLLECTIVES = """
+import torch
+import torch.distributed as dist
+from llmasos.backends.fsdp import GlooAllGather, GlooReduceScatter
+
+dist.init_process_group("gloo")
+rank, world, group = dist.get_rank(), dist.get_world_size(), dist.new_group()
+torch.manual_seed(rank)
+whole, part = torch.randn(world * 5), torch.empty(5)
+expected = whole.clone()
+dist.all_reduce(expected)
+GlooReduceScatter()(part, whole, group, dist.ReduceOp.SUM)
+torch.testing.assert_close(part, expected.chunk(world)[rank])
+for in_place in (False, True):
+    gathered = torch.zeros(world * 5)
+    mine = gathered.chunk(world)[rank].copy_(part) if in_place else part
+    GlooAllGather()(gathered, mine, group)
+    torch.testing.assert_close(gathered, expected)
+"""
+
+
+def test_three_processes_gather_and_add_up_as_torch_does(tmp_path):
+    (tmp_path / "collectives.py").write_text(COLLECTIVES)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(tmp_path / "collectives.py")]
+    done = subprocess.run([sys.executable, *words], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def test_rows_are_dealt_so_that_all_have_as_many_tokens():
     sizes = np.random.default_rng(0).integers(5, 200, 32)
     hands = spread(sizes, 3)

@@ -5,7 +5,7 @@ Each module gathers its weights as it computes, so the model's own modules must 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,9 @@ class FullySharded(DataParallel):
             if hasattr(module, "set_gradient_divide_factor"):
                 module.set_gradient_divide_factor(1.0)  # losses are parts of the whole step's: they add up
                 module.set_force_sum_reduction_for_comms(True)
+                if kind == "cpu" and self.world > 1:
+                    module.set_custom_all_gather(GlooAllGather())
+                    module.set_custom_reduce_scatter(GlooReduceScatter())
         for parameter in model.parameters():
             parameter.data = parameter.data.new_empty(0)
         return sharded
@@ -87,6 +90,56 @@ class FullySharded(DataParallel):
         from torch.distributed.checkpoint.state_dict_loader import load
 
         load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)))
+
+
+class _Allocating:
+    """Where torch asks for the memory of a collective."""
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Return memory for a call."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class GlooAllGather(_Allocating):
+    """Gather the parts of a tensor from all processes by messages straight to their places.
+
+    Gloo's own takes four times the processor's time: it gathers into a list first.
+    """
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any,
+        async_op: bool = False,  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        """Fill ``output_tensor`` with the ``input_tensor`` of every process; done on return."""
+        import torch.distributed as dist
+
+        rank, parts = group.rank(), output_tensor.chunk(group.size())
+        others = [other for other in range(group.size()) if other != rank]
+        works = [dist.isend(input_tensor, group=group, group_dst=other) for other in others]
+        works += [dist.irecv(parts[other], group=group, group_src=other) for other in others]
+        if parts[rank].data_ptr() != input_tensor.data_ptr():
+            parts[rank].copy_(input_tensor)
+        for work in works:
+            work.wait()  # type: ignore[union-attr]
+
+
+class GlooReduceScatter(_Allocating):
+    """Add a tensor up over all processes, of which each gets its part.
+
+    Gloo's own takes three times the processor's time: it gives the whole sum to all.
+    """
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any,
+        async_op: bool = False,  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        """Fill ``output_tensor`` with this process's part of the sum; done on return."""
+        import torch.distributed as dist
+
+        assert op == dist.ReduceOp.SUM
+        parts = torch.empty_like(input_tensor)
+        dist.all_to_all_single(parts, input_tensor, group=group)
+        torch.sum(parts.view(group.size(), -1), 0, out=output_tensor)
 
 
 PLUGIN = FullySharded

@@ -92,7 +92,7 @@ class Parameters:
         self._shared: list[Tensor] = []
         self._fill(parts, dtype)
         self.optimizer = torch.optim.AdamW(
-            self._segments(parts, config.weight_decay), lr=learning_rate, fused=self.master.device.type in _FUSED
+            self._segments(parts, config.weight_decay), lr=learning_rate, fused=self.master.device.type in FUSED
         )
         for (segment,) in (group["params"] for group in self.optimizer.param_groups):  # now, so that memory is known
             zeros = {name: torch.zeros_like(segment) for name in MOMENTS}
@@ -317,7 +317,7 @@ class Parameters:
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_FUSED = ("cpu", "cuda", "mps", "xpu")
+FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[int, float]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.config import FinetuneConfig
-from .optimizer import MOMENTS, layer_scales
+from .optimizer import FUSED, MOMENTS, layer_scales
 
 if TYPE_CHECKING:
     from ..backends.fsdp import FullySharded
@@ -49,11 +49,11 @@ class Sharded:
                 for (scale, decay), pairs in groups.items()
             ],
             lr=learning_rate,
-            foreach=False,
+            fused=self.master.device.type in FUSED,
         )
         for _, parameter in self._places:
             zeros = {name: torch.zeros_like(parameter) for name in MOMENTS}
-            self.optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
+            self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
 
     @property
     def master(self) -> torch.Tensor:
@@ -81,7 +81,7 @@ class Sharded:
         if 0.0 < self.clip < norm:
             for _, parameter in self._places:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(self.clip / (norm + 1e-6))
+                    parameter.grad.to_local().mul_(self.clip / (norm + 1e-6))
         rate = self.learning_rate * factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
