@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from llmasos import LLM, TextClassificationTask
+from llmasos import LLM, PreferenceTask, TextClassificationTask
 from llmasos.core.events import Event, Note, Step
 from llmasos.errors import UsageError
 from llmasos.training import curves, deadline
 from llmasos.training.deadline import Costs
-from tiny import save_tiny_bert
+from tiny import save_tiny, save_tiny_bert
 
 TASK, ROWS = TextClassificationTask.sample()
 OPTIONS: dict[str, Any] = {"eval_data": ROWS, "epochs": 5, "batch_size": 4, "dropout": 0.0, "threads": 1}
@@ -65,6 +65,46 @@ def test_where_not_every_row_fits_only_the_last_layers_are_trained(model, tmp_pa
     assert note.endswith("; only last-2 is trained")
     assert run.steps > 6
     assert json.loads((tmp_path / "out" / "run" / "run.json").read_text())["config"]["trainable"] == "last-2"
+
+
+def long_rows() -> list[dict[str, str]]:
+    """Return rows of which every sixth is ten times as long."""
+    return [row | {"text": row["text"][:5] * (10 if i % 6 == 0 else 1)} for i, row in enumerate(ROWS)]
+
+
+def test_long_texts_are_cut_where_that_lets_every_row_be_seen(model, tmp_path, monkeypatch):
+    cost(monkeypatch, Costs(16.0, 5.0, 5.0), Costs(8.0, 5.0, 5.0))
+    options = {**OPTIONS, "eval_data": long_rows(), "within": "100s"}
+    llm = LLM.from_pretrained(model)
+    run = llm.finetune(TASK, long_rows(), output=tmp_path / "out", progress=False, **options)
+    (note,) = (note for note in run.notes if note.startswith("within 100s: "))
+    config = json.loads((tmp_path / "out" / "run" / "run.json").read_text())["config"]
+    assert note.endswith(f"4 of 24 rows are cut to {config['max_length']} tokens")
+    assert config["max_length"] < 20
+    assert (config["trainable"], run.ledger["truncated"]) == ("all", 4)
+    assert run.steps >= 6
+    assert '"truncated"' in (tmp_path / "out" / "run" / "ledger.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("options", "costs"), [
+    ({"max_length": 40, "allow_truncated": 1.0}, [16.0, 8.0]),  # a length that was asked for stays
+    ({}, [60.0, 8.0]),  # half of the texts would have to be cut
+])  # fmt: skip
+def test_texts_are_not_cut_where_that_is_not_wanted_or_not_enough(model, tmp_path, monkeypatch, options, costs):
+    cost(monkeypatch, *(Costs(step, 5.0, 5.0) for step in costs))
+    options = {**OPTIONS, "eval_data": long_rows(), "within": "100s", **options}
+    run = LLM.from_pretrained(model).finetune(TASK, long_rows(), progress=False, **options)
+    (note,) = (note for note in run.notes if note.startswith("within 100s: "))
+    assert note.endswith("; only last-2 is trained")
+
+
+def test_a_preference_keeps_what_it_is_compared_with_where_only_the_last_layers_are_trained(tmp_path, monkeypatch):
+    base, (task, rows) = save_tiny(tmp_path / "llama", "AutoModelForCausalLM"), PreferenceTask.sample()
+    cost(monkeypatch, Costs(60.0, 5.0, 5.0), Costs(4.0, 5.0, 5.0))
+    options = {**OPTIONS, "eval_data": rows, "within": "100s", "allow_unknown": 1.0, "allow_truncated": 1.0}
+    run = LLM.from_pretrained(base).finetune(task, rows, progress=False, **options)
+    (note,) = (note for note in run.notes if note.startswith("within 100s: "))
+    assert note.endswith("only last-2 is trained")
 
 
 def test_a_time_that_is_too_short_is_refused_with_the_numbers(model, tmp_path, monkeypatch):

@@ -6,9 +6,12 @@ a bar, ``--json`` writes them as lines, a notebook or a studio may do what it li
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,3 +123,12 @@ class Finished(Event):
     steps: int
     seconds: float
     metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def result_of(events: Generator[Event, None, T]) -> T:
+    """Run something to its end without showing its events; return what it returns."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from ..backends.base import Backend, chosen
 from ..core import atomic, hardware
 from ..core.config import FinetuneConfig
 from ..core.errors import TrainingError, UsageError
-from ..core.events import Event, Finished, Note, Phase, Progress, Saved, Started
+from ..core.events import Event, Finished, Note, Phase, Progress, Saved, Started, result_of
 from ..frameworks.supported import FRAMEWORKS, distributions, settled
 from ..loading import load_config
 from ..metrics.base import Report, Scorer
@@ -151,12 +152,12 @@ def _finetune(
     notes: list[str] = []
     try:
         hardware.set_threads(config.threads or backend.threads(hardware.physical_cores()))
-        prepared: Prepared = yield from _noting(_prepared(request, config, folder, backend), notes)
-        yield Phase("load")
         if config.within and folder.resuming:  # what was settled when the run began
-            config = replace(config, **folder.settled("max_steps", "trainable"))
+            config = replace(config, **folder.settled("max_steps", "trainable", "max_length", "allow_truncated"))
         if config.speed == "measure" and folder.resuming:
             config = replace(config, **folder.settled("speed", "precision", "micro_batch_size"))
+        prepared: Prepared = yield from _noting(_prepared(request, config, folder, backend), notes)
+        yield Phase("load")
         given = model is not None
         model, setup, said = ready(request, prepared, config, model, backend)
         for note in said:
@@ -170,9 +171,10 @@ def _finetune(
             notes.append(note)
             yield Note(note)
         if config.within and not folder.resuming:
-            again = None if given else lambda other: ready(request, prepared, other)
             yield Phase("measure")
-            model, setup, note = in_time(model, setup, prepared, started, again)
+            again = None if given else partial(_ready_again, request)
+            shorter = partial(_shorter, request, setup, folder) if _may_be_cut(setup) else None
+            model, setup, prepared, note = in_time(model, setup, prepared, started, again, shorter)
             notes.append(note)
             yield Note(note)
         setup, cache = with_cache(model, setup, folder.scratch)
@@ -197,6 +199,23 @@ def _finetune(
             return (yield from _train(job))
     finally:
         backend.close()
+
+
+def _ready_again(request: Request, config: FinetuneConfig, prepared: Prepared) -> tuple[Any, Setup, list[str]]:
+    return ready(request, prepared, config)
+
+
+def _may_be_cut(setup: Setup) -> bool:
+    """Say whether long texts may be cut to save time: no length was asked for, and no rows were compared yet."""
+    return setup.config.max_length is None and not setup.task.needs_reference
+
+
+def _shorter(request: Request, setup: Setup, folder: RunFolder, max_length: int) -> Prepared:
+    """Prepare the rows anew, cut to a length; the ledgers tell of each."""
+    from .prepare import prepare
+
+    config = replace(setup.config, max_length=max_length, allow_truncated=1.0)
+    return result_of(prepare(request, config, folder=folder.prepared, scratch=folder.scratch / "shorter"))
 
 
 def _prepared(

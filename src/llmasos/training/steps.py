@@ -10,6 +10,7 @@ from typing import Any
 from ..core import plugins
 from ..core.config import FinetuneConfig
 from ..core.errors import DataError, UsageError
+from ..core.events import result_of
 from ..loading import load_tokenizer
 from ..sources.base import locate
 from ..tasks.base import Row, Task
@@ -50,12 +51,7 @@ def rows_of_step(folder: Path, step: int, data: str | None = None) -> StepRows:
     columns = asked["columns"] or None
     request = Request(located, load_tokenizer(located.path), None, task, source, asked["eval_data"], columns)
     with tempfile.TemporaryDirectory() as scratch:
-        events = prepare(request, config, folder=Path(scratch), scratch=None)
-        try:
-            while True:
-                next(events)
-        except StopIteration as done:
-            prepared = done.value
+        prepared = result_of(prepare(request, config, folder=Path(scratch), scratch=None))
     before = record["data"]["train"]["fingerprint"]
     if prepared.fingerprints["train"] != before:
         raise DataError(f"{source} has changed since this run", hint="--data FILE names the rows as they were")
@@ -66,5 +62,7 @@ def rows_of_step(folder: Path, step: int, data: str | None = None) -> StepRows:
     epoch, at = divmod(step - 1, per_epoch)
     examples = order_of(prepared.train, config, epoch, buckets="buckets" in (config.ways or ()))[at]
     places = sorted({int(prepared.train.rows[example]) for example in examples})
-    rows = list(zip(prepared.rows.numbers(places).tolist(), prepared.rows.rows(places), strict=True))
+    rows: list[tuple[int, Row]] = list(
+        zip(prepared.rows.numbers(places).tolist(), prepared.rows.rows(places), strict=True)
+    )
     return StepRows(asked["model"], prepared.task, str(source), prepared.max_length, rows)
