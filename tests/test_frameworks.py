@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 import tiny
 from llmasos import LLM, LanguageModelingTask, TextClassificationTask
@@ -100,8 +101,8 @@ def opened(folder: Path, framework: str, task: Any = None, rows: Any = None, **o
 def stepped(stepper: Stepper | KerasStepper, setup: Setup) -> list[tuple[float, float]]:
     """Return loss and gradient's norm of each step of a run."""
     seen = []
-    for step, rows in enumerate(_batches(setup)):
-        seen.append(stepper.compute(gather(setup.train, rows)))
+    for step, rows in enumerate(_batches(setup, 0)):
+        seen.append(stepper.compute(gather(setup.train, rows), step))
         stepper.update(step)
     return seen
 
@@ -177,6 +178,32 @@ def _untrained(folder: Path) -> LLM:
     llm = LLM.from_pretrained(folder)
     llm.task = TextClassificationTask(labels=["bad", "good"])
     return llm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(models, tmp_path, framework):
+    class Stop(Exception):
+        pass
+
+    def stop(event: Any) -> None:
+        if isinstance(event, Step) and event.step == 4:
+            raise Stop
+
+    def run(name: str, listen: Any = False) -> None:
+        LLM.from_pretrained(models["small"]).finetune(
+            TextClassificationTask(), ROWS, eval_data=ROWS, output=tmp_path / name, progress=listen, seed=3,
+            framework=framework, dropout=0.2, batch_size=8, micro_batch_size=4, max_steps=6, learning_rate=1e-3,
+            checkpoint_steps=2, allow_truncated=1.0,
+        )  # fmt: skip
+
+    run("whole")
+    with pytest.raises(Stop):
+        run("stopped", stop)
+    assert (tmp_path / "stopped.unfinished" / "checkpoints").is_dir()
+    run("stopped")
+    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert all(np.array_equal(whole[name], stopped[name]) for name in whole)
 
 
 @pytest.mark.slow

@@ -51,12 +51,9 @@ class Trainer:
             raise ValueError(f"weights without a counterpart: {', '.join(sorted(left))}")
         from keras import ops
 
-        rng = np.random.default_rng(settings["seed"])  # dropout draws from these
+        self.seed = settings["seed"]
         self.weights = [ops.convert_to_tensor(values[variable.path]) for variable in trained]
-        self.seeds = [
-            ops.convert_to_tensor(rng.integers(0, 1 << 31, variable.shape), variable.dtype)
-            for variable in self.model.non_trainable_variables
-        ]
+        self.seeds = self._drawn(0, 0)
         self.first, self.second = (
             [ops.convert_to_tensor(np.zeros(variable.shape, dtype=np.float32)) for variable in trained] for _ in BETAS
         )
@@ -72,11 +69,12 @@ class Trainer:
     # -- what is asked ------------------------------------------------------------------------------
 
     def compute(self, content: dict[str, Any], arrays: dict[str, Any]) -> tuple[dict[str, Any], None]:
-        """Leave the gradient of the rows' share in the batch's mean loss, added to what is there if asked."""
+        """Leave the gradient of the rows' share in the batch's mean loss, added to that of the parts before."""
         targets = arrays.pop("targets")
+        self.seeds = self._drawn(content["step"], content["part"])
         weight = np.float32(content["weight"])
         (loss, self.seeds), gradients = self._gradient(self.weights, self.seeds, arrays, targets, weight)
-        if content["add"]:
+        if content["part"]:
             gradients = [self._add(one, other) for one, other in zip(self.gradients, gradients, strict=True)]
         self.gradients = gradients
         self.norm = math.sqrt(sum(float(self._square(gradient)) for gradient in gradients))
@@ -106,6 +104,33 @@ class Trainer:
     def logits(self, _: dict[str, Any], arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return this framework's own logits, without dropout."""
         return {}, {"logits": np.asarray(self._logits(self.weights, self.seeds, arrays))}
+
+    def state(self, _: dict[str, Any], __: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return all that a step changes."""
+        kinds = {"weight": self.weights, "first": self.first, "second": self.second}
+        arrays = {f"{kind}.{i}": np.asarray(value) for kind, values in kinds.items() for i, value in enumerate(values)}
+        return {"step": self.step}, arrays
+
+    def restore(self, content: dict[str, Any], arrays: dict[str, Any]) -> tuple[dict[str, Any], None]:
+        """Take over what ``state`` returned."""
+        from keras import ops
+
+        self.step = content["step"]
+        self.weights, self.first, self.second = (
+            [ops.convert_to_tensor(arrays[f"{kind}.{i}"]) for i in range(len(self.weights))]
+            for kind in ("weight", "first", "second")
+        )
+        return {}, None
+
+    def _drawn(self, step: int, part: int) -> list[Any]:
+        """Return what dropout draws from: the same for a step that is made again."""
+        from keras import ops
+
+        rng = np.random.default_rng((self.seed, step, part))
+        return [
+            ops.convert_to_tensor(rng.integers(0, 1 << 31, variable.shape), variable.dtype)
+            for variable in self.model.non_trainable_variables
+        ]
 
     # -- what is compiled ---------------------------------------------------------------------------
 
@@ -186,6 +211,7 @@ def main() -> None:
     while (message := receive(source)) is not None:
         what: Callable[..., Any] = {
             "compute": trainer.compute, "update": trainer.update, "give": trainer.give, "logits": trainer.logits,
+            "state": trainer.state, "restore": trainer.restore,
         }[message.content["do"]]  # fmt: skip
         send(answers, *what(*message))
 

@@ -7,17 +7,22 @@ transformers model, which is also what is saved.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from ..core.events import Note
 from ..data.batching import Batch, pad, rectangle, split
 from ..frameworks import losses, models
 from ..frameworks.process import Process
 from ..tasks.base import IGNORED
+from .checkpoint import TENSORS
 from .optimizer import layer_scales, schedule
 
 if TYPE_CHECKING:
@@ -60,13 +65,12 @@ class KerasStepper:
 
     def compute(self, batch: Batch, step: int = 0) -> tuple[float, float]:
         """Return the loss of the batch and the norm of its gradient."""
-        del step  # dropout is seeded in the process
         config, loss, norm = self.setup.config, 0.0, 0.0
         weight = max(self.setup.task.weight(batch), 1e-12)
         size = config.micro_batch_size or config.batch_size
         for number, part in enumerate(split(batch, size)):
             arrays = self._inputs(part, size) | {"targets": _targets(part, *self._shape(part, size))}
-            answer = self._ask({"do": "compute", "weight": weight, "add": number > 0}, arrays)
+            answer = self._ask({"do": "compute", "weight": weight, "step": step, "part": number}, arrays)
             loss, norm = loss + answer.content["loss"], answer.content["norm"]
         return loss, norm
 
@@ -97,6 +101,29 @@ class KerasStepper:
     def weights(self) -> dict[str, torch.Tensor]:
         """Return copies of all weights of the model, as it was written back."""
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    # -- checkpoints: what ``optimizer.Parameters`` does for torch ----------------------------------------
+
+    @property
+    def parameters(self) -> KerasStepper:
+        """Where the state of the training is: here."""
+        return self
+
+    def checksum(self) -> str:
+        """Return a checksum of the transformers model's weights, by which a checkpoint knows its model."""
+        crc = 0
+        for parameter in self.model.parameters():
+            crc = zlib.crc32(parameter.detach().numpy().tobytes(), crc)
+        return f"{crc:08x}"
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return all that a step changes: tensors, and numbers as JSON types."""
+        answer = self._ask({"do": "state"})
+        return {name: torch.from_numpy(array) for name, array in answer.arrays.items()}, answer.content
+
+    def restore(self, folder: Path, numbers: Mapping[str, Any]) -> None:
+        """Take over a state that was written to a folder."""
+        self._ask({"do": "restore", "step": numbers["step"]}, load_file(folder / TENSORS))
 
     def release(self) -> None:
         """Bring the transformers model up to date and end the process."""

@@ -96,9 +96,8 @@ def train(
         UsageError: the checkpoint belongs to another model.
     """
     stepper = stepper_of(model, setup)
-    checkpoints = checkpoints if isinstance(stepper, Stepper) else None  # the others keep their state to themselves
-    start = stepper.parameters.checksum() if checkpoints and isinstance(stepper, Stepper) else ""
-    if resumed is not None and isinstance(stepper, Stepper):
+    start = stepper.parameters.checksum() if checkpoints else ""
+    if resumed is not None:
         _restore(stepper, state, resumed, start)
     evaluate_at = evaluation_steps(setup)
     clock = _Clock(setup.steps, state.seconds)
@@ -145,7 +144,7 @@ def train(
                 if _patience_over(setup.config, state):
                     state.reason = "early stopping"
                     break
-                if isinstance(stepper, Stepper) and checkpoints and (due or leave) and state.step < setup.steps:
+                if checkpoints and (due or leave) and state.step < setup.steps:
                     _save(checkpoints, stepper, state, start)
                     yield from checkpoints.notes()
                 if leave:
@@ -171,21 +170,21 @@ def stepper_of(model: Any, setup: Setup) -> Stepper | KerasStepper:
 _FORGET = 20  # steps after which the pages of large data are given back
 
 
-def _save(checkpoints: Checkpoints, stepper: Stepper, state: Progressed, start: str) -> None:
+def _save(checkpoints: Checkpoints, stepper: Stepper | KerasStepper, state: Progressed, start: str) -> None:
     """Write a checkpoint: all processes their parts of it where the model is cut up, else the main one."""
     parts = isinstance(stepper.parameters, Sharded)
     if not (parts or checkpoints.writes):
         return
     tensors, numbers = stepper.parameters.state()
-    content = {"start": start, "world": stepper.backend.world, "parts": parts, "best_step": state.best_step,
+    content = {"start": start, "world": stepper.setup.backend.world, "parts": parts, "best_step": state.best_step,
                "numbers": numbers, "progress": state.to_dict()}  # fmt: skip
     if parts:
-        checkpoints.save_parts(state.step, tensors, content, stepper.backend)
+        checkpoints.save_parts(state.step, tensors, content, stepper.setup.backend)
     else:
         checkpoints.save(state.step, tensors, content)
 
 
-def _restore(stepper: Stepper, state: Progressed, resumed: Checkpoint, start: str) -> None:
+def _restore(stepper: Stepper | KerasStepper, state: Progressed, resumed: Checkpoint, start: str) -> None:
     content = resumed.content
     if content["parts"] is not isinstance(stepper.parameters, Sharded):
         raise UsageError(
