@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -221,22 +222,43 @@ def test_nproc_must_be_a_number_of_processes(trained, capsys):
     assert "--nproc 0" in capsys.readouterr().err
 
 
+def words_of(trained: Trained, *options: str) -> list[str]:
+    words = [sys.executable, "-m", "llmasos", "finetune", trained.folder / "bert", "--data",
+             trained.folder / "text-classification.jsonl", "--batch-size", "4", "--dropout", "0", "--output", "out",
+             "--checkpoint-steps", "5", "--precision", "float32", *options]  # fmt: skip
+    return [str(word) for word in words]
+
+
+def begun(words: list[str], folder: Path) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """Start a training, wait for its first checkpoint, and return it with the last of its processes."""
+    training = subprocess.Popen(words, cwd=folder, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not any((folder / "out.unfinished" / "checkpoints").glob("step-*")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return training, max(psutil.Process(training.pid).children(), key=lambda child: child.pid)
+
+
+@pytest.mark.slow
+def test_ctrl_c_that_reaches_one_process_ends_all_with_the_best_model(trained, tmp_path):
+    training, worker = begun(words_of(trained, "--epochs", "4000", "--nproc", "2"), tmp_path)
+    worker.send_signal(signal.SIGINT)
+    _, err = training.communicate(timeout=120)
+    record = json.loads((tmp_path / "out" / "run" / "run.json").read_text())
+    assert record["result"]["reason"] == "interrupted", err
+    assert 5 <= record["result"]["steps"] < 4000
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not (tmp_path / "out.unfinished").exists()
+
+
 @pytest.mark.slow
 def test_when_a_process_dies_the_others_stop_and_the_command_goes_on(trained, tmp_path):
-    words = [sys.executable, "-m", "llmasos", "finetune", trained.folder / "bert", "--data",
-             trained.folder / "text-classification.jsonl", "--epochs", "40", "--batch-size", "4", "--dropout", "0",
-             "--checkpoint-steps", "5", "--output", "out", "--precision", "float32"]  # fmt: skip
-    words = [str(word) for word in words]
+    words = words_of(trained, "--epochs", "40")
     whole = subprocess.run([*words, "--nproc", "2"], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     (tmp_path / "out").rename(tmp_path / "whole")
-    dying = subprocess.Popen([*words, "--nproc", "2"], cwd=tmp_path, text=True, stderr=subprocess.PIPE)
-    until = time.monotonic() + 120
-    while not any((tmp_path / "out.unfinished" / "checkpoints").glob("step-*")):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    workers = sorted(psutil.Process(dying.pid).children(), key=lambda child: child.pid)
-    workers[-1].kill()
+    dying, worker = begun([*words, "--nproc", "2"], tmp_path)
+    worker.kill()
     clock = time.monotonic()
     _, err = dying.communicate(timeout=90)
     assert time.monotonic() - clock < 60
