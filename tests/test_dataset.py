@@ -3,11 +3,12 @@
 import gzip
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
 
-from llmasos.core.errors import DataError, UsageError
+from llmasos.core.errors import DataError, MissingExtraError, RemoteError, UsageError
 from llmasos.data import arrow, dataset
 from llmasos.data.dataset import read, split, stream
 from llmasos.tasks.text_classification import TextClassificationTask
@@ -316,9 +317,80 @@ def test_a_file_that_cannot_be_read_says_what_is_wrong(tmp_path, name, content, 
     assert re.search(expected, message(path))
 
 
-def test_a_folder_lists_the_files_in_it(tmp_path):
-    jsonl(tmp_path / "train.jsonl", *ROWS)
-    assert "it holds train.jsonl" in message(tmp_path)
+# -- several files, and URLs --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "jsonl.gz"])
+def test_a_folder_a_glob_and_urls_give_the_rows_of_all_files_in_the_order_of_their_names(tmp_path, kind):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for name in ("b", "a"):
+        path = write(tmp_path / f"part-{name}.{kind}")
+        memory.pipe(f"/{tmp_path.name}/{path.name}", path.read_bytes())
+    (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / "notes.md").write_text("left out")
+    glob, url = f"{tmp_path}/part-*.{kind}", f"memory://{tmp_path.name}"
+    sources = [tmp_path, glob, f"file://{tmp_path}", f"file://{glob}", url, f"{url}/*.{kind}"]
+    found = [read(source, FIELDS) for source in sources]
+    assert all(rows_of(data) == ROWS * 2 for data in found)
+    assert len({data.fingerprint() for data in found}) == 1
+    assert read(f"file://{tmp_path}/part-a.{kind}", FIELDS).fingerprint() == read(ROWS, FIELDS).fingerprint()
+    assert [dict(row) for row in stream(url, FIELDS)] == [{"text": row["text"]} for row in ROWS * 2]
+    line = {"parquet": "", "csv": ", line 3"}.get(kind, ", line 2")
+    where = f"row 4 (part-b.{kind}{line})"
+    assert [data.where(3).partition(", ")[2] for data in found] == [where] * len(found)
+
+
+def test_wrong_rows_of_several_files_name_the_file(tmp_path):
+    jsonl(tmp_path / "a.jsonl", *ROWS)
+    jsonl(tmp_path / "b.jsonl", "{broken", {"text": 5, "label": "praise"})
+    text = message(tmp_path)
+    assert "b.jsonl, line 1: not JSON" in text
+    assert f"{tmp_path.name}, row 3 (b.jsonl, line 2), field text: found int 5" in text
+
+
+def test_rows_before_a_wrong_file_are_streamed(tmp_path):
+    jsonl(tmp_path / "a.jsonl", *ROWS)
+    jsonl(tmp_path / "b.jsonl", ROWS[0], "{broken")
+    rows = stream(tmp_path, FIELDS)
+    assert [next(rows)["text"] for _ in ROWS] == [row["text"] for row in ROWS]
+    with pytest.raises(DataError, match=r"b\.jsonl, line 2"):
+        next(rows)
+
+
+def test_large_data_in_several_files_is_kept_mapped_and_knows_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmasos.data.origin.IN_MEMORY", 10)
+    for name in ("a", "b"):
+        jsonl(tmp_path / f"{name}.jsonl", *ROWS)
+    for data in (read(tmp_path, FIELDS), read(tmp_path, FIELDS)):  # the second comes from the cache
+        assert data.where(2).endswith("row 3 (b.jsonl, line 1)")
+    jsonl(tmp_path / "b.jsonl", ROWS[0])
+    assert len(read(tmp_path, FIELDS)) == 3
+
+
+@pytest.mark.parametrize(("files", "source", "expected"), [
+    ({"notes.md": ""}, "", "is a folder without data files"),
+    ({}, "/*.jsonl", "matches no file"),
+    ({"a.jsonl": "{}", "b.csv": "text"}, "", "a.jsonl is .jsonl, b.csv is .csv"),
+    ({"a.csv": "text,label\na,b\n", "b.csv": "text,class\na,b\n"}, "", "b.csv has the columns text, class"),
+    ({"a.jsonl": '{"text": "a", "label": "b"}', "b.jsonl": ""}, "", "b.jsonl is empty"),
+])  # fmt: skip
+def test_files_that_are_no_data_set_together_are_refused(tmp_path, files, source, expected):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert expected in message(f"{tmp_path}{source}")
+
+
+def test_urls_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
+    assert "no such file" in message(f"file://{tmp_path}/nothing.jsonl")
+    assert "Protocol not known" in message("nosuch://bucket/train.jsonl")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingExtraError, match="pip install s3fs"):
+        read("s3://bucket/train.jsonl", FIELDS)
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.info", lambda *_, **__: 1 / 0)
+    with pytest.raises(RemoteError, match="cannot be reached: ZeroDivisionError"):
+        read(f"file://{tmp_path}/nothing.jsonl", FIELDS)
 
 
 def test_broken_json_lines_are_listed_and_counted(tmp_path):

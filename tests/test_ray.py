@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -29,13 +31,14 @@ OPTIONS = ["--epochs", "20", "--batch-size", "4", "--dropout", "0", "--precision
 class Machines:
     """Two machines of one processor each; ``folder`` is seen by both."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, homes: tuple[Path, ...] = ()) -> None:
         from ray.cluster_utils import Cluster
 
         self.folder = folder
         node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args=node)
-        self.second = self.cluster.add_node(**node)
+        one, two = ({"env_vars": {"LLMASOS_HOME": str(home)}} for home in homes) if homes else ({}, {})
+        self.cluster = Cluster(initialize_head=True, head_node_args=node | one)
+        self.second = self.cluster.add_node(**node, **two)
         save_tiny_bert(folder / "bert")
         rows = [{"text": text, "label": ("no", "yes")[i % 2]} for i, text in enumerate(TEXTS)]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -124,6 +127,22 @@ def test_killed_workers_are_survived_to_the_same_bits(machines):
 
 
 @pytest.mark.slow
+def test_ctrl_c_leaves_the_best_model(machines):
+    training = machines.on_ray("stopped", "--epochs", "2000", "--evaluations", "1")
+    machines.wait_for_checkpoint("stopped")
+    training.send_signal(signal.SIGINT)
+    shown, said = training.communicate(timeout=200)
+    assert training.returncode == 130, said
+    assert "model: " in shown
+    assert "interrupted; the best model so far is in" in said
+    record = json.loads((machines.folder / "stopped" / "run" / "run.json").read_text())
+    assert record["result"]["reason"] == "interrupted"
+    assert record["result"]["best_step"] > 0
+    assert (machines.folder / "stopped" / "model.safetensors").exists()
+    assert not (machines.folder / "stopped.unfinished").exists()
+
+
+@pytest.mark.slow
 def test_what_a_worker_refuses_is_said_once_and_not_tried_again(machines):
     _, said = (training := machines.on_ray("refused", "--data", "nowhere.jsonl")).communicate(timeout=300)
     assert training.returncode == 2
@@ -160,6 +179,36 @@ def test_a_lost_machine_is_survived_with_those_that_are_left(machines):
     _, said = training.communicate(timeout=300)
     assert training.returncode == 2
     assert "room for 1 processes of 1 processors, not for 2" in said
+
+
+@pytest.mark.slow
+def test_machines_that_share_no_disk_meet_behind_a_url_and_a_lost_one_is_survived(machines, tmp_path, monkeypatch):
+    monkeypatch.delenv("LLMASOS_HOME")  # else it goes along to all machines
+    homes = tmp_path / "one", tmp_path / "two"
+    machines.cluster.shutdown()
+    apart = Machines(tmp_path, homes)
+    try:
+        there = tmp_path / "model.unfinished"
+        training = apart.on_ray(f"file://{tmp_path}/model")
+        until = time.monotonic() + 300
+        while not any(there.glob("step-*/manifest.json")):
+            assert training.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        main = apart.process(main=True)
+        main.kill()
+        main.wait()
+        for home in homes:  # what the killed process had on its disk is gone
+            shutil.rmtree(home / "outputs", ignore_errors=True)
+        said = ended(training)
+    finally:
+        apart.cluster.shutdown()
+    assert "a process of the training was lost" in said
+    assert re.search(r"goes on with the unfinished run in .* from step \d+", said)
+    assert apart.weights("model") == machines.weights("whole")
+    assert apart.losses("model") == machines.losses("whole")
+    assert not there.exists()
+    assert not (tmp_path / ".model.ray").exists()
 
 
 def test_only_a_file_is_answered_on_a_cluster(capsys):

@@ -95,7 +95,7 @@ def test_the_recipe_repeats_the_best_trial(base, tmp_path, monkeypatch):
 
 
 def test_a_trial_behind_the_median_is_pruned_and_its_training_closed(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("llmasos.training.tuning.STARTUP", 1)
+    monkeypatch.setattr("llmasos.training.study.STARTUP", 1)
     heard: list = []
     _, found = search(base, tmp_path / "best", heard, seed=5)
     assert [trial.values["learning_rate"] for trial in found.trials] == [3e-3, 3e-3, 1e-9]
@@ -132,8 +132,8 @@ def test_trials_begin_from_the_same_model_and_notes_are_said_once(base, tmp_path
 CODE = """
 import json, sys
 from llmasos import LLM, TextClassificationTask
-from llmasos.training import tuning
-tuning.STARTUP = 1
+from llmasos.training import study
+study.STARTUP = 1
 task, rows = TextClassificationTask.sample()
 given = json.loads(sys.argv[3])
 LLM.from_pretrained(sys.argv[1]).tune(task, rows, output=sys.argv[2], eval_data=rows, **given)
@@ -142,7 +142,7 @@ LLM.from_pretrained(sys.argv[1]).tune(task, rows, output=sys.argv[2], eval_data=
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("llmasos.training.tuning.STARTUP", 1)
+    monkeypatch.setattr("llmasos.training.study.STARTUP", 1)
     space = {"learning_rate": "1e-5..1e-2:log", "batch_size": [4, 8]}
     given = {**QUICK, "space": space, "trials": 3, "epochs": 1}
     del given["batch_size"]
@@ -305,6 +305,11 @@ def test_a_search_without_validation_rows_or_from_a_tuned_model_is_refused(base,
     llm, _ = search(base, tmp_path / "one", trials=1, **BRIEF)
     with pytest.raises(UsageError, match="tuned in memory"):
         llm.tune(TASK, ROWS, output=tmp_path / "two")
+
+
+def test_a_search_behind_a_url_is_refused(base):
+    with pytest.raises(UsageError, match="a search with the output"):
+        search(base, "memory://best")
 
 
 def test_without_optuna_the_pip_line_is_told(base, tmp_path, monkeypatch):

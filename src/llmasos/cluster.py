@@ -147,17 +147,17 @@ def dealt(make: Callable[[], Callable[[int, int], str]], rows: int, cluster: str
                 with redirect_stdout(sys.stderr):  # Ray prints what machines tell
                     row = next(results, None)
             except Exception as error:
-                raise _said(error) from error
+                raise said(error) from error
             if row is None:
                 return
             yield row["result"]
 
 
-def _said(error: BaseException) -> BaseException:
+def said(error: Exception) -> LLMasOSError:
     """Return the error of ours that a worker raised, or a word for what became of it."""
     cause: BaseException | None = error
     while cause is not None:
-        for one in (cause, getattr(cause, "cause", None)):
+        for one in (getattr(cause, "cause", None), cause):  # Ray's own comes with a traceback
             if isinstance(one, LLMasOSError):
                 return one
         cause = cause.__cause__

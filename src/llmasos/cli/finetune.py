@@ -14,6 +14,7 @@ import typer
 from ..core.config import FinetuneConfig, process_place
 from ..core.errors import UsageError
 from ..core.events import Event, Saved
+from ..core.storage import is_url
 from ..progress import Renderer, duration, followed, render
 from .options import Job, Recipe, Settings, config_flags, job_flags, settle, task_flags, with_flags
 from .output import INTERRUPTED, AsJson, full_path, say, show_json, show_report
@@ -37,7 +38,10 @@ HEADLINE = ("accuracy", "f1_macro", "f1_micro", "mcc")
 def run(
     *,
     context: typer.Context,
-    output: Annotated[str | None, typer.Option(metavar="DIR", help="folder for the tuned model")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="folder for the tuned model, or a URL such as s3://bucket/my-model"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model in that folder")] = False,
     resume: Annotated[
         bool | None, typer.Option("--resume/--no-resume", help="go on with an unfinished run, or refuse to")
@@ -77,13 +81,14 @@ def run(
         else:
             say(f"loading {job.model}")
             result = train(job, overwrite, resume=resume, listener=listener)
+    where = job.output if is_url(job.output) else result.path
     if as_json:
         show_json(result.as_dict())
     else:
         show_run(result)
-        print(f"\nmodel: {result.path} ({result.steps:,} steps in {duration(result.seconds)})")
+        print(f"\nmodel: {where} ({result.steps:,} steps in {duration(result.seconds)})")
     if result.reason == "interrupted":
-        say(f"interrupted; the best model so far is in {result.path}")
+        say(f"interrupted; the best model so far is in {where}")
         return INTERRUPTED
     return 0
 
@@ -110,7 +115,7 @@ def _on_cluster(
     evaluation = None if job.eval_data is None else full_path(job.eval_data)
     job = replace(job, model=model, data=data, eval_data=evaluation, output=output)
     say(f"starting {processes} processes on the Ray cluster {cluster}")
-    events = train_there(partial(train, job, overwrite), cluster, processes, output=Path(output), resume=resume,
+    events = train_there(partial(train, job, overwrite), cluster, processes, output=output, resume=resume,
                          threads=config.threads)  # fmt: skip
     try:
         return followed(events, listener)  # type: ignore[no-any-return]

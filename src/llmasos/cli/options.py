@@ -97,7 +97,13 @@ def job_flags() -> list[inspect.Parameter]:
             f"what the model is tuned for (default {DEFAULT_TASK}); with --help, only its options",
             "|".join(tasks),
         ),
-        _flag("data", str, "training data: .jsonl, .json, .csv, .tsv, .parquet, .txt or CoNLL, each also .gz", "FILE"),
+        _flag(
+            "data",
+            str,
+            "training data: .jsonl, .json, .csv, .tsv, .parquet, .txt or CoNLL, each also .gz; or a folder, a "
+            "glob or a URL of such files",
+            "FILE",
+        ),
         _flag("eval_data", str, "validation data; a part of the training data if not given", "FILE"),
         inspect.Parameter("columns", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Columns),
         _flag("revision", str, "the model's revision on the Hub", "TEXT"),

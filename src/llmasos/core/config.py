@@ -252,11 +252,23 @@ class TuneConfig(Config):
         "median gives a trial up when an evaluation is worse than the median of the earlier trials; none never does",
         choices=("median", "none"),
     )
+    cluster: str | None = option(
+        None,
+        "run the trials on a Ray cluster: ray://host:port, host:port, auto or local; here, one by one, if not given",
+    )
+    parallel: int | None = option(
+        None, "trials at once on the cluster; one for each GPU, else for each machine, if not given", least=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.within is not None:
             parse_duration("within", self.within)
+        if self.parallel is not None and self.cluster is None:
+            raise UsageError(
+                f"parallel={self.parallel} without a cluster",
+                hint="cluster=local (--cluster local) runs trials side by side on this machine",
+            )
 
 
 @dataclass(frozen=True)

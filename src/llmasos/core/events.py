@@ -92,9 +92,9 @@ class Evaluated(Event):
 class Trial(Event):
     """One training of a search, when it begins and when it is over.
 
-    ``status``: "begun", "complete", "pruned", "diverged", "interrupted", "out of time". ``value`` and ``loss`` are
-    metric and validation loss of the trial's best model (of its last, if it was not completed), ``evaluations`` the
-    metric at each evaluation.
+    ``status``: "begun", "complete", "pruned", "diverged", "lost" (with its processes, on a cluster), "interrupted",
+    "out of time". ``value`` and ``loss`` are metric and validation loss of the trial's best model (of its last, if it
+    was not completed), ``evaluations`` the metric at each evaluation.
     """
 
     number: int

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 IN_MEMORY = 64 << 20  # bytes of a source up to which its rows are kept in memory
 LINE = "_line"  # the column of line numbers
+FILE = "_file"  # the column of the numbers of files, where there are several
 _CHUNK = 1000
 _MERGED = 8 << 20  # bytes of one batch in a mapped file
 _UNUSED_DAYS = 30
-_LAYOUT = "2"  # raise when what is stored changes
+_LAYOUT = "3"  # raise when what is stored changes
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
@@ -59,11 +60,12 @@ class Problems:
 
 
 class Stored(NamedTuple):
-    """Rows in Arrow: how to map them afresh, the kind of each field, and whether labels are digits."""
+    """Rows in Arrow: how to map them afresh, the kind of each field, whether labels are digits, names of files."""
 
     opened: Callable[[], datasets.Dataset]
     kinds: Mapping[str, str]
     digits: bool
+    files: tuple[str, ...] = ()
 
 
 class Layout(NamedTuple):
@@ -74,6 +76,8 @@ class Layout(NamedTuple):
     kinds: Mapping[str, str]
     digits: bool = False
     """Whether the source has no integers, so that a label column of digits alone means integers."""
+    files: tuple[str, ...] = ()
+    """Names of the files, where the source has several."""
 
 
 def store(records: Iterator[Record], layout: Layout, problems: Problems, *, key: str | None = None) -> Stored:
@@ -98,7 +102,7 @@ def store(records: Iterator[Record], layout: Layout, problems: Problems, *, key:
     if known is None:
         return _on_disk(writer, records, folder, digest)
     os.utime(known)
-    return Stored(lambda: _mapped(known), layout.kinds, known.name.endswith(".digits.arrow"))
+    return Stored(lambda: _mapped(known), layout.kinds, known.name.endswith(".digits.arrow"), layout.files)
 
 
 def _in_memory(writer: _Writer, records: Iterator[Record]) -> Stored:
@@ -107,7 +111,7 @@ def _in_memory(writer: _Writer, records: Iterator[Record]) -> Stored:
 
     batches = list(writer.batches(records))
     data = datasets.Dataset(pa.Table.from_batches(batches))
-    return Stored(lambda: data, writer.layout.kinds, writer.integers)
+    return Stored(lambda: data, writer.layout.kinds, writer.integers, writer.layout.files)
 
 
 def _on_disk(writer: _Writer, records: Iterator[Record], folder: Path, digest: str) -> Stored:
@@ -134,7 +138,7 @@ def _on_disk(writer: _Writer, records: Iterator[Record], folder: Path, digest: s
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
-    return Stored(lambda: _mapped(path), writer.layout.kinds, writer.integers)
+    return Stored(lambda: _mapped(path), writer.layout.kinds, writer.integers, writer.layout.files)
 
 
 def _merged(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -189,6 +193,8 @@ class _Writer:
                 continue
             if chunk[0].line is not None:
                 columns[LINE] = pa.array([record.line for record in chunk], pa.int64())
+            if self.layout.files:
+                columns[FILE] = pa.array([record.file for record in chunk], pa.int32())
             yield pa.record_batch(columns)
         self._problems.check(self.layout.name)
         if not start:
@@ -201,11 +207,9 @@ class _Writer:
         if kind_name == "text":
             return pa.array(self._checked(values, str, field, start, chunk), pa.string())
         if kind_name == "number":
-            return pa.array(
-                [self._number(v, field, start + i, chunk[i].line) for i, v in enumerate(values)], pa.float64()
-            )
+            return pa.array([self._number(v, field, start + i, chunk[i]) for i, v in enumerate(values)], pa.float64())
         if kind_name in ("json", "content"):
-            return pa.array([self._json(v, field, start + i, chunk[i].line) for i, v in enumerate(values)], pa.string())
+            return pa.array([self._json(v, field, start + i, chunk[i]) for i, v in enumerate(values)], pa.string())
         if self.layout.digits:
             values = [value or None for value in values]
             self.integers = self.integers and all(_INTEGER.fullmatch(v) for v in set(values) - {None})
@@ -228,7 +232,7 @@ class _Writer:
         # Almost every chunk is right as it is; a wrong one is looked at value by value.
         if {type(value) for value in values} <= {kind, type(None)} and _is_storable(values, kind):
             return values
-        return [self._one(value, kind, field, start + i, chunk[i].line) for i, value in enumerate(values)]
+        return [self._one(value, kind, field, start + i, chunk[i]) for i, value in enumerate(values)]
 
     def _checked_lists(
         self, values: list[Any], kind: type, field: str, start: int, chunk: Sequence[Record]
@@ -236,13 +240,13 @@ class _Writer:
         out: list[Any] = []
         for i, value in enumerate(values):
             if value is not None and not _is_list(value):
-                self._complain(value, "a list, as in other rows", field, start + i, chunk[i].line)
+                self._complain(value, "a list, as in other rows", field, start + i, chunk[i])
                 value = None
-            items = None if value is None else [self._one(v, kind, field, start + i, chunk[i].line) for v in value]
+            items = None if value is None else [self._one(v, kind, field, start + i, chunk[i]) for v in value]
             out.append(items)
         return out
 
-    def _one(self, value: Any, kind: type, field: str, row: int, line: int | None) -> Any:
+    def _one(self, value: Any, kind: type, field: str, row: int, record: Record) -> Any:
         clean = plain(value)
         if clean is None or (isinstance(clean, kind) and _is_storable([clean], kind)):
             return clean
@@ -253,26 +257,26 @@ class _Writer:
             expected = ("a string" if kind is str else "an integer") + other
         else:
             expected = "a string"
-        self._complain(value, expected, field, row, line)
+        self._complain(value, expected, field, row, record)
         return None
 
-    def _number(self, value: Any, field: str, row: int, line: int | None) -> float | None:
+    def _number(self, value: Any, field: str, row: int, record: Record) -> float | None:
         clean = number(value)
         if clean is None and value not in (None, ""):
-            self._complain(value, "a number", field, row, line)
+            self._complain(value, "a number", field, row, record)
         return clean
 
-    def _json(self, value: Any, field: str, row: int, line: int | None) -> str | None:
+    def _json(self, value: Any, field: str, row: int, record: Record) -> str | None:
         """Return JSON text; text from a file without structure (CSV) is taken for JSON if it is."""
         try:
             as_it_is = isinstance(value, str) and self.layout.kinds.get(field) == "content"
             return None if value is None else json.dumps(value if as_it_is else structure(value), ensure_ascii=False)
         except (TypeError, ValueError):
-            self._complain(value, "what JSON can say", field, row, line)
+            self._complain(value, "what JSON can say", field, row, record)
             return None
 
-    def _complain(self, value: Any, expected: str, field: str, row: int, line: int | None) -> None:
-        place = place_of(self.layout.name, row, line)
+    def _complain(self, value: Any, expected: str, field: str, row: int, record: Record) -> None:
+        place = place_of(self.layout.name, row, record.line, self.layout.files[record.file :])
         hint = "correct these rows; labels are all strings or all integers, texts are strings"
         self._problems.add(f"{place}, field {field}: found {shown(value)}, expected {expected}", hint)
 
@@ -307,9 +311,10 @@ def structure(value: Any) -> Any:
     return value
 
 
-def place_of(name: str, row: int, line: int | None) -> str:
-    """Word the place of a row, counted from 0, as a person counts."""
-    return f"{name}, row {row + 1}" + (f" (line {line})" if line is not None else "")
+def place_of(name: str, row: int, line: int | None, files: Sequence[str] = ()) -> str:
+    """Word the place of a row, counted from 0, as a person counts; ``files`` begins with the row's own, if named."""
+    where = [*files[:1], *(() if line is None else (f"line {line}",))]
+    return f"{name}, row {row + 1}" + (f" ({', '.join(where)})" if where else "")
 
 
 def plain(value: Any) -> Any:

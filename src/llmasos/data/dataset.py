@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import DataError, UsageError, shown
-from .arrow import LINE, Layout, Problems, Stored, number, place_of, store, structure
+from .arrow import FILE, LINE, Layout, Problems, Stored, number, place_of, store, structure
 from .columns import choose
 from .lines import joined
 from .origin import origin_of, spread
@@ -72,7 +72,8 @@ class Dataset:
     def where(self, index: int) -> str:
         """Word where a row came from: "train.csv, row 17 (line 18)", counted from 1 in the source."""
         at = int(self._stored_at([index])[0])
-        return place_of(self.name, at, self._data[at][LINE] if LINE in self._data.column_names else None)
+        row = self._data[at]
+        return place_of(self.name, at, row.get(LINE), self._stored.files[row.get(FILE, 0) :])
 
     def numbers(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers that rows have in the source, counted from 1, as in ``where``."""
@@ -130,7 +131,8 @@ def read(
 
     Args:
         source: a list of (text, label), of texts or of dicts; a dict of columns; a pandas DataFrame;
-            a Hugging Face Dataset; the path of a .jsonl, .json, .csv, .tsv, .parquet or .txt file (or .gz).
+            a Hugging Face Dataset; the path of a .jsonl, .json, .csv, .tsv, .parquet or .txt file (or .gz), or
+            a folder, a glob or a URL of such files.
         fields: the task's fields, which are looked for under their aliases.
         columns: the column of a field, where it has a name of its own: ``{"text": "review"}``.
         labelled: whether labels are wanted; without, none is needed and any is ignored.
@@ -150,7 +152,7 @@ def read(
         raise DataError(f"{origin.name} has no rows", hint="give at least one row")
     chosen = choose(origin.name, origin.content.columns, fields, columns, labelled=labelled)
     kinds = {field.name: field.kind for field in fields if field.name in chosen}
-    layout = Layout(origin.name, chosen, kinds, origin.digits)
+    layout = Layout(origin.name, chosen, kinds, origin.digits, origin.files)
     records, key = origin.content.records, origin.key
     for field in fields:
         if field.joins and field.name in chosen:
@@ -188,7 +190,7 @@ def stream(
                 continue
             row[field], expected = _streamed(value, kinds[field])
             if expected:
-                where = place_of(origin.name, place, record.line)
+                where = place_of(origin.name, place, record.line, origin.files[record.file :])
                 stop(f"{where}, field {field}: found {shown(value)}, expected {expected}", "correct this row")
         yield row
 

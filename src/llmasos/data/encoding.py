@@ -12,9 +12,10 @@ import io
 import json
 import math
 import mmap
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import DataError, HardwareError
+from . import dealing
 from .dataset import Dataset
 from .ledger import Ledger
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ..tasks.base import Encoding, Problem, Row, Task
 
 _BATCH = 1000
+_FEW = 4000  # rows up to which tokenising takes less time than other machines take to begin
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,8 @@ def encode(
     work = _Pass(dataset, task, tokenizer, max_length, labelled, ledger)
     try:
         with _Arrays(folder, task.group) as arrays:
-            for rows in dataset.batches(_BATCH):
-                work.take(rows, arrays)
+            for rows, found, encoding in work.computed():
+                work.take(rows, found, encoding, arrays)
                 if on_rows is not None:
                     on_rows(work.done)
             if ledger is not None and not work.findings.wrong:
@@ -268,8 +271,8 @@ class _Pass:
     def __init__(
         self, dataset: Dataset, task: Task, tokenizer: Any, max_length: int, labelled: bool, ledger: Ledger | None
     ) -> None:
-        self._dataset, self._task, self._tokenizer = dataset, task, tokenizer
-        self._max_length, self._labelled, self._ledger = max_length, labelled, ledger
+        self._dataset, self._max_length, self._ledger = dataset, max_length, ledger
+        self._compute = partial(_computed, task, tokenizer, max_length, labelled)
         there = [field for field in task.fields if field.name in dataset.columns]
         self._texts = [field.name for field in there if not field.is_answer]
         self._labels = [field.name for field in there if field.is_answer]
@@ -277,17 +280,31 @@ class _Pass:
         self.findings = _Findings(dataset)
         self.done = self._truncated = self._cut = self._longest = 0
 
-    def take(self, rows: list[dict[str, Any]], arrays: _Arrays) -> None:
-        """Check, encode and enter a batch of rows."""
+    def computed(self) -> Iterator[tuple[list[dict[str, Any]], list[Problem | None], Encoding | None]]:
+        """Yield the rows a batch at a time, what the task found in each, and the encoding of the good ones."""
+        waiting: deque[list[dict[str, Any]]] = deque()
+
+        def batches() -> Iterator[tuple[list[dict[str, Any]], bool]]:
+            for rows in self._dataset.batches(_BATCH):
+                waiting.append(rows)
+                # once a row is wrong nothing will come of this pass: it only looks for more of them
+                yield rows, not self.findings.wrong
+
+        for found, encoding in dealing.dealt(self._compute, batches(), here=len(self._dataset) <= _FEW):
+            yield waiting.popleft(), found, encoding
+
+    def take(
+        self, rows: list[dict[str, Any]], found: list[Problem | None], encoding: Encoding | None, arrays: _Arrays
+    ) -> None:
+        """Enter a batch of rows."""
         start, self.done = self.done, self.done + len(rows)
-        found = [self._task.problem(row, labelled=self._labelled) for row in rows]
         self.findings.note(found, range(start, self.done))
         if self.findings.wrong:
-            return  # nothing will come of this pass: look only for more wrong rows
+            return
         kept = np.flatnonzero([problem is None for problem in found])
         cut = np.zeros(len(rows), dtype=np.int64)
-        if len(kept):
-            cut[kept], shown = self._encode([rows[i] for i in kept], kept + start, arrays)
+        if encoding is not None:
+            cut[kept], shown = self._append(encoding, kept + start, arrays)
             self.findings.note([shown.get(i) for i in range(len(kept))], kept + start)
             for i, problem in shown.items():
                 found[kept[i]] = problem
@@ -300,11 +317,10 @@ class _Pass:
                 [None if problem is None else problem.found for problem in found],
             )
 
-    def _encode(
-        self, rows: list[dict[str, Any]], at: NDArray[np.int64], arrays: _Arrays
+    def _append(
+        self, encoding: Encoding, at: NDArray[np.int64], arrays: _Arrays
     ) -> tuple[list[int], dict[int, Problem]]:
         """Append the arrays of good rows; return how many tokens were cut from each, and what else was found."""
-        encoding = self._task.encode(rows, self._tokenizer, self._max_length, labelled=self._labelled)
         arrays.examples(encoding, at if encoding.rows is None else at[encoding.rows])
         problems = encoding.problems or {}
         truncated = [0 if i in problems else cut for i, cut in enumerate(encoding.truncated)]
@@ -325,6 +341,20 @@ class _Pass:
                 hint=f"raise max_length (max_length={self._longest} cuts nothing, if the model allows it), "
                 f"or allow it with allow_truncated={_up(share)}",
             )
+
+
+def _computed(
+    task: Task, tokenizer: Any, max_length: int, labelled: bool, part: tuple[list[dict[str, Any]], bool]
+) -> Iterator[tuple[list[Problem | None], Encoding | None]]:
+    """Check some rows, and encode the good ones if that is asked for and none is wrong."""
+    rows, encodes = part
+    found = [task.problem(row, labelled=labelled) for row in rows]
+    good = [row for row, problem in zip(rows, found, strict=True) if problem is None]
+    if not good or not encodes or any(problem is not None and not problem.drop for problem in found):
+        yield found, None
+        return
+    encoding = task.encode(good, tokenizer, max_length, labelled=labelled)
+    yield found, encoding._replace(context=None)  # which only answers need
 
 
 def _worded(value: Any) -> str:

@@ -17,14 +17,16 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from ..core.errors import DataError, shown
+from ..core.storage import is_url
 from . import squad
+from .shards import File, files_of, stamp
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "conll", "bio", "iob2")
 _TAGGED = ("conll", "bio", "iob2")
@@ -35,10 +37,11 @@ _ENDINGS = tuple(f".{kind}{packed}" for kind in FORMATS for packed in ("", ".gz"
 
 
 class Record(NamedTuple):
-    """One row of a file: its values by column, and the line that it starts on, where lines make sense."""
+    """One row: its values by column, the line that it starts on, where lines make sense, and which file it is in."""
 
     values: Mapping[str, Any]
     line: int | None = None
+    file: int = 0
 
 
 class Content(NamedTuple):
@@ -48,36 +51,87 @@ class Content(NamedTuple):
     records: Iterator[Record]
 
 
+class Part(NamedTuple):
+    """Some rows of a file, in order, and the wrong lines after them, worded, each with what to do about it."""
+
+    rows: list[Record]
+    wrong: list[tuple[str, str]]
+
+
 Complain = Callable[[str, str], None]
 """Takes one wrong line, worded, and what to do about it; may raise."""
 
 
-def format_of(path: Path) -> tuple[str, bool]:
+def format_of(path: File) -> tuple[str, bool]:
     """Return a file's format and whether it is compressed, from its name.
 
     Raises:
-        DataError: no such file, a folder, an empty file, or a name that says nothing.
+        DataError: no such file, an empty file, or a name that says nothing.
     """
     suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes]
     packed = bool(suffixes) and suffixes[-1] == "gz"
     kind = (suffixes[:-1] if packed else suffixes)[-1:]
-    if not os.path.exists(path):  # unlike Path.exists, also answers for a text given as a path
+    if isinstance(path, Path) and not os.path.exists(path):  # unlike Path.exists, answers for a text given as a path
         raise DataError(f"no such file: {str(path)[:200]}", hint=_near(path))
-    if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.name.lower().removesuffix(".gz").endswith(FORMATS))
-        inside_words = f"it holds {', '.join(inside[:5])}; " if inside else ""
-        raise DataError(f"{path} is a folder, not a file", hint=f"{inside_words}give the path of one file")
     if not kind or kind[0] not in FORMATS:
         known = ", ".join(f".{name}" for name in FORMATS)
         raise DataError(f"{path.name}: this kind of file is not known", hint=f"one of {known}, each also with .gz")
-    if not os.access(path, os.R_OK):
+    if isinstance(path, Path) and not os.access(path, os.R_OK):
         raise DataError(f"{path} may not be read by this user", hint="change its permissions")
-    if path.stat().st_size == 0:
+    if stamp(path)[1] == 0:
         raise DataError(f"{path.name} is empty (0 bytes)", hint="write at least one row into it")
     return kind[0], packed
 
 
-def open_file(path: Path, complain: Complain) -> Content:
+def data_files(source: str | Path) -> list[File]:
+    """Return the files of one kind that a path, a folder, a glob or a URL names, in the order of their names.
+
+    Raises:
+        DataError: there are none, one cannot be read, or their kinds differ.
+    """
+    found = files_of(source, _ENDINGS)
+    kinds = {format_of(file)[0]: file.name for file in found}
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise DataError(
+            f"{source}: {first} is .{one}, {second} is .{other}", hint="give files of one kind, such as *.jsonl"
+        )
+    return found
+
+
+def parts_of(place: tuple[int, File], columns: Sequence[str] | None) -> Iterator[Part]:
+    """Yield the rows of one file of several, some at a time, and what there was to complain about after them.
+
+    Args:
+        place: the file's number among them, and the file.
+        columns: what a table must have; None for files whose rows name their own.
+
+    Raises:
+        DataError: the file as a whole cannot be read, or has other columns.
+    """
+    number, file = place
+    rows: list[Record] = []
+    said: list[tuple[str, str]] = []
+    content = open_file(file, lambda *words: said.append(words))
+    if columns is not None and set(content.columns) != set(columns):
+        raise DataError(
+            f"{file.name} has the columns {', '.join(content.columns)}, the first file {', '.join(columns)}",
+            hint="all files of a data set have the same columns",
+        )
+    try:
+        for record in content.records:
+            if said or len(rows) == _HEAD:
+                yield Part(rows, list(said))
+                rows = []
+                said.clear()
+            rows.append(record._replace(file=number))
+    except DataError:
+        yield Part(rows, list(said))
+        raise
+    yield Part(rows, list(said))
+
+
+def open_file(path: File, complain: Complain) -> Content:
     """Return the columns and, lazily, the rows of a file.
 
     Args:
@@ -109,11 +163,11 @@ def _near(path: Path) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"nothing in {folder.resolve()} has a similar name"
 
 
-def _lines(path: Path, packed: bool) -> Iterator[str]:
+def _lines(path: File, packed: bool) -> Iterator[str]:
     """Yield lines as text; a line that is not UTF-8 is an error with its line and byte."""
     number = 0
     try:
-        with gzip.open(path, "rb") if packed else path.open("rb") as file:
+        with path.open("rb") as raw_file, _unpacked(raw_file, packed) as file:
             for number, raw in enumerate(file, 1):
                 if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
                     raise DataError(f"{path.name} is UTF-16, not UTF-8", hint=_UTF8)
@@ -130,10 +184,14 @@ def _lines(path: Path, packed: bool) -> Iterator[str]:
         ) from error
 
 
+def _unpacked(file: IO[bytes], packed: bool) -> AbstractContextManager[IO[bytes]]:
+    return gzip.open(file, "rb") if packed else nullcontext(file)  # type: ignore[return-value]
+
+
 # -- JSON ---------------------------------------------------------------------------------------------
 
 
-def _json(path: Path, packed: bool, complain: Complain) -> Content:
+def _json(path: File, packed: bool, complain: Complain) -> Content:
     """Read a list of objects or one object a line, whatever the name says."""
     lines = _lines(path, packed)
     begin = list(islice((line.strip() for line in _lines(path, packed) if line.strip()), 4))
@@ -152,7 +210,7 @@ def _json(path: Path, packed: bool, complain: Complain) -> Content:
     return Content(columns, chain(head, records))
 
 
-def _check_one_a_line(path: Path, first: str, second: str) -> None:
+def _check_one_a_line(path: File, first: str, second: str) -> None:
     """Tell one object or value that fills the file from objects on lines of which the first is broken."""
     spread = first.startswith("{") and not first.endswith("}") and not second.startswith("{")
     single = not first.startswith("{") and path.name.lower().removesuffix(".gz").endswith(".json")
@@ -262,7 +320,7 @@ def _worded(error: Exception) -> str:
 # -- words with tags ----------------------------------------------------------------------------------
 
 
-def _tagged(path: Path, packed: bool, complain: Complain) -> Content:
+def _tagged(path: File, packed: bool, complain: Complain) -> Content:
     """Read a word a line, its tag in the last column, a blank line between sentences (CoNLL 2003).
 
     Lines of one column alone are words without tags. A comment stands before a sentence: "# key = value".
@@ -274,7 +332,7 @@ def _tagged(path: Path, packed: bool, complain: Complain) -> Content:
     return Content(list(first.values), chain([first], records))
 
 
-def _sentences(path: Path, packed: bool, complain: Complain) -> Iterator[Record]:
+def _sentences(path: File, packed: bool, complain: Complain) -> Iterator[Record]:
     wide, start = 0, 0
     lines: list[list[str]] = []
     for number, line in enumerate(chain(_lines(path, packed), ("",)), 1):
@@ -300,7 +358,7 @@ _TAB, _GAP = re.compile(r" *\t *"), re.compile(" +")  # and no other white space
 # -- tables -------------------------------------------------------------------------------------------
 
 
-def _csv(path: Path, packed: bool, comma: str, complain: Complain) -> Content:
+def _csv(path: File, packed: bool, comma: str, complain: Complain) -> Content:
     """Read delimited text; quoting is checked, because a stray quote swallows rows."""
     csv.field_size_limit(max(csv.field_size_limit(), _LARGEST))
     reader = csv.reader(_lines(path, packed), delimiter=comma, strict=True)
@@ -316,7 +374,7 @@ def _csv(path: Path, packed: bool, comma: str, complain: Complain) -> Content:
     return Content(header, _csv_records(path, reader, header, complain))
 
 
-def _csv_records(path: Path, reader: Any, header: list[str], complain: Complain) -> Iterator[Record]:
+def _csv_records(path: File, reader: Any, header: list[str], complain: Complain) -> Iterator[Record]:
     start = reader.line_num + 1
     try:
         for row in reader:
@@ -332,7 +390,7 @@ def _csv_records(path: Path, reader: Any, header: list[str], complain: Complain)
         raise _csv_error(path, start, error) from error
 
 
-def _csv_error(path: Path, line: int, error: csv.Error) -> DataError:
+def _csv_error(path: File, line: int, error: csv.Error) -> DataError:
     what = {"unexpected end of data": "a double quote is opened and never closed"}.get(str(error), str(error))
     return DataError(
         f"{path.name}, in the row from line {line}: {what}",
@@ -340,19 +398,19 @@ def _csv_error(path: Path, line: int, error: csv.Error) -> DataError:
     )
 
 
-def _parquet(path: Path, packed: bool) -> Content:
+def _parquet(path: File, packed: bool) -> Content:
     with _opened_parquet(path, packed) as table:
         return Content(list(table.schema_arrow.names), _parquet_records(path, packed))
 
 
-def _parquet_records(path: Path, packed: bool) -> Iterator[Record]:
+def _parquet_records(path: File, packed: bool) -> Iterator[Record]:
     with _opened_parquet(path, packed) as table:
         for batch in table.iter_batches(batch_size=_HEAD):
             yield from map(Record, batch.to_pylist())
 
 
 @contextmanager
-def _opened_parquet(path: Path, packed: bool) -> Iterator[Any]:
+def _opened_parquet(path: File, packed: bool) -> Iterator[Any]:
     """Open a parquet file; one in gzip, which has no way to its end, is unpacked into a nameless file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -360,7 +418,7 @@ def _opened_parquet(path: Path, packed: bool) -> Iterator[Any]:
     try:
         with tempfile.TemporaryFile() if packed else path.open("rb") as file:
             if packed:
-                with gzip.open(path, "rb") as compressed:
+                with path.open("rb") as raw, gzip.open(raw, "rb") as compressed:
                     shutil.copyfileobj(compressed, file)
             with pq.ParquetFile(file) as table:
                 yield table
@@ -371,4 +429,4 @@ def _opened_parquet(path: Path, packed: bool) -> Iterator[Any]:
 def is_file(text: str) -> bool:
     """Say whether a string names a data file rather than being a text; one word with such an ending does."""
     name = len(text) < 1024 and "\n" not in text and text.lower().endswith(_ENDINGS)
-    return name and (Path(text).is_file() or not any(c.isspace() for c in text))
+    return name and (is_url(text) or Path(text).is_file() or not any(c.isspace() for c in text))

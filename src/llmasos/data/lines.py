@@ -19,10 +19,10 @@ def joined(records: Iterator[Record], column: str, least: int) -> Iterator[Recor
         least: characters of a piece.
     """
     parts: list[str] = []
-    length, start = 0, None
+    length, start, file = 0, None, 0
 
     def piece() -> Record:
-        return Record({column: "".join(parts)}, start)
+        return Record({column: "".join(parts)}, start, file)
 
     for record in records:
         line = record.values.get(column)
@@ -30,7 +30,7 @@ def joined(records: Iterator[Record], column: str, least: int) -> Iterator[Recor
             yield record
             continue
         if not parts:
-            length, start = 0, record.line
+            length, start, file = 0, record.line, record.file
         parts.append(f"{line}\n")
         length += len(line) + 1
         if length >= 2 * least or (length >= least and not line.strip()):

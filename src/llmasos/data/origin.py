@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.errors import DataError, UsageError, shown
+from . import dealing
 from .arrow import IN_MEMORY, place_of
-from .files import Complain, Content, Record, format_of, open_file
+from .files import Complain, Content, Record, data_files, format_of, open_file, parts_of
+from .shards import File, stamp
 
 if TYPE_CHECKING:
     from ..tasks.base import Field
@@ -19,12 +22,16 @@ _HEAD = 1000
 
 
 class Origin(NamedTuple):
-    """A source with its name; ``key`` names its content where it is large, ``digits`` if all is text."""
+    """A source with its name; ``key`` names its content where it is large, ``digits`` if all is text.
+
+    ``files`` are the names of its files, where it has several.
+    """
 
     name: str
     content: Content
     key: str | None = None
     digits: bool = False
+    files: tuple[str, ...] = ()
 
 
 def origin_of(source: Any, fields: Sequence[Field], complain: Complain, *, head: int = _HEAD) -> Origin:
@@ -41,7 +48,7 @@ def origin_of(source: Any, fields: Sequence[Field], complain: Complain, *, head:
         DataError: the source as a whole cannot be read.
     """
     if isinstance(source, str | Path):
-        return _file(Path(source).expanduser(), complain)
+        return _file(source, complain)
     if isinstance(source, Mapping):
         return _columns("<dict>", source)
     pandas, hub = sys.modules.get("pandas"), sys.modules.get("datasets")
@@ -72,16 +79,36 @@ def spread(origin: Origin, fields: Sequence[Field]) -> Origin:
         return {f"{name}.{key}": item for name, value in objects.items() for key, item in value.items()}
 
     columns = [*origin.content.columns, *({} if first is None else parts(first))]
-    records = (Record({**r.values, **parts(r)}, r.line) for r in chain([] if first is None else [first], rest))
+    records = (r._replace(values={**r.values, **parts(r)}) for r in chain([] if first is None else [first], rest))
     return origin._replace(content=Content(columns, records))
 
 
-def _file(path: Path, complain: Complain) -> Origin:
-    kind, packed = format_of(path)
-    state = path.stat()
-    is_large = state.st_size > IN_MEMORY // (8 if packed or kind == "parquet" else 1)
-    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}" if is_large else None
-    return Origin(path.name, open_file(path, complain), key, digits=kind in ("csv", "tsv"))
+def _file(source: str | Path, complain: Complain) -> Origin:
+    files = data_files(source)
+    kind, packed = format_of(files[0])
+    states = [stamp(file) for file in files]
+    is_large = sum(size for _, size, _ in states) > IN_MEMORY // (8 if packed or kind == "parquet" else 1)
+    key = "\n".join(f"{path} {size} {when}" for path, size, when in states) if is_large else None
+    has_columns = kind in ("csv", "tsv", "parquet")
+    several = len(files) > 1
+    content = _files(files, complain, has_columns) if several else open_file(files[0], complain)
+    names = tuple(file.name for file in files) if several else ()
+    name = "/".join(str(source).rstrip("/").split("/")[-2:]) if several else files[0].name
+    return Origin(name, content, key, digits=kind in ("csv", "tsv"), files=names)
+
+
+def _files(files: Sequence[File], complain: Complain, has_columns: bool) -> Content:
+    """Read files one after the other, wherever the parts of data are worked on."""
+    columns = open_file(files[0], lambda *_: None).columns  # complaints come when its rows do
+
+    def records() -> Iterator[Record]:
+        read = partial(parts_of, columns=columns if has_columns else None)
+        for part in dealing.dealt(read, enumerate(files)):
+            yield from part.rows
+            for wrong in part.wrong:
+                complain(*wrong)
+
+    return Content(columns, records())
 
 
 def _columns(name: str, source: Mapping[str, Any]) -> Origin:

@@ -43,6 +43,11 @@ class Checkpoint:
         return int(self.content["step"])
 
 
+def steps_in(folder: Path) -> list[int]:
+    """Return the steps of which there are checkpoints in a folder, rising."""
+    return sorted(int(path.name[5:]) for path in folder.glob("step-*") if path.name[5:].isdigit())
+
+
 class Checkpoints:
     """The checkpoints of one run: when one is due, writing it beside the training, the last few kept.
 
@@ -137,8 +142,7 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
-        found = [path for path in self.folder.glob("step-*") if path.name[5:].isdigit()]
-        return sorted(found, key=lambda path: int(path.name[5:]))
+        return [self.folder / f"step-{step}" for step in steps_in(self.folder)]
 
     def _write(self, step: int, tensors: dict[str, torch.Tensor], content: dict[str, Any]) -> None:
         from safetensors.torch import save_file

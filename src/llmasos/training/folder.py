@@ -21,7 +21,9 @@ from ..core import atomic, bundle
 from ..core.config import FinetuneConfig, home
 from ..core.errors import UsageError
 from ..core.events import Evaluated, Event, Step
-from .checkpoint import Checkpoint, Checkpoints
+from ..core.storage import is_url
+from .checkpoint import Checkpoint, Checkpoints, steps_in
+from .storage import Stored
 
 FREE = ("within", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "on_non_finite", "threads")
 """Options that may differ where a run goes on."""
@@ -46,6 +48,8 @@ class RunFolder:
     def __init__(
         self, output: str | Path | None, config: FinetuneConfig, *, overwrite: bool = False, resume: bool | None = None
     ) -> None:
+        self.stored = Stored(output) if isinstance(output, str) and is_url(output) else None
+        output = self.stored.local if self.stored else output
         self.output = None if output is None else Path(output).expanduser()
         self.config, self.overwrite, self.resuming = config, overwrite, False
         self.id = runs.new_id()
@@ -59,6 +63,8 @@ class RunFolder:
             bundle.recover(self.output)
             self._check(self.output)
             self.path = self.output.with_name(self.output.name + ".unfinished")
+            if self.stored:
+                self._fetch(self.stored, self.output, resume)
             self._settle(resume)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = contextlib.ExitStack()
@@ -69,7 +75,7 @@ class RunFolder:
         self.prepared = self.scratch / "records" if self.resuming else self.records
         """Where the ledgers go until it is known that the rows are the same."""
         self.prepared.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = Checkpoints(self.path / "checkpoints", config, self._prune)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", config, self._checkpointed)
         self._best, self._referred = 0, self.checkpoints.referred()
         self._metrics = self._opened()
 
@@ -78,6 +84,19 @@ class RunFolder:
             raise UsageError(f"{output} exists already", hint="another output, or overwrite (--overwrite)")
         if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not bundle.is_bundle(output))):
             raise UsageError(f"{output} is not a model folder and is not replaced", hint="name another output")
+
+    def _fetch(self, stored: Stored, output: Path, resume: bool | None) -> None:
+        """Let the folders of this machine be as those behind the URL, which count."""
+        if stored.has_model() and not self.overwrite:
+            raise UsageError(f"{stored.url} exists already", hint="another output, or overwrite (--overwrite)")
+        shutil.rmtree(output, ignore_errors=True)
+        if self.overwrite and not resume:
+            stored.forget()
+        elif stored.step() > max(steps_in(self.path / "checkpoints"), default=0):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with atomic.hold(self.path):
+                shutil.rmtree(self.path)
+            stored.bring(self.path)
 
     def _settle(self, resume: bool | None) -> None:
         """Decide what becomes of an unfinished run in the folder."""
@@ -126,6 +145,8 @@ class RunFolder:
         self.prepared = self.records
         found, damaged = self.checkpoints.latest()
         notes += [f"{text}: {'the one before is taken' if found else 'the run starts anew'}" for text in damaged]
+        if found is not None and self.stored and self.stored.step() < found.step:
+            self.stored.keep(self.path, self._referred)
         self._rewind(0 if found is None else found.step)
         self._best = 0 if found is None else int(found.content["best_step"])
         return found, notes
@@ -169,6 +190,25 @@ class RunFolder:
         self._best = step
         self._prune(self._referred)
 
+    def checkpoint(self, step: int) -> Checkpoint:
+        """Open the checkpoint of a step."""
+        return self.checkpoints.at(step)
+
+    def publish(self, name: str) -> None:
+        """Let processes that share no disk have a folder of the run, where the output is behind a URL."""
+        if self.stored:
+            self.stored.put(name, self.path)
+
+    def received(self, name: str) -> Path:
+        """Return a folder of the run that the main process has published."""
+        return self.path / name
+
+    def _checkpointed(self, referred: set[int]) -> None:
+        """Follow a new checkpoint, in the thread that wrote it."""
+        self._prune(referred)
+        if self.stored:
+            self.stored.keep(self.path, referred)
+
     def _prune(self, referred: set[int]) -> None:
         self._referred = referred
         for folder in self.path.glob("best-*"):
@@ -192,6 +232,8 @@ class RunFolder:
             fill(fresh)
 
         bundle.write_folder(self.output, complete, overwrite=self.overwrite)
+        if self.stored:
+            self.stored.finish(self.output)
         self.discard()
         return self.output
 
@@ -215,12 +257,34 @@ class Onlooker(RunFolder):
     def __init__(self, output: str | Path | None, config: FinetuneConfig) -> None:
         if output is None:
             raise UsageError("several processes, and no output", hint="output (--output DIR): they meet in that folder")
-        self.output = Path(output).expanduser()
+        self.stored = Stored(output) if isinstance(output, str) and is_url(output) else None
+        self.output = self.stored.local if self.stored else Path(output).expanduser()
         self.path = self.output.with_name(self.output.name + ".unfinished")
+        if self.stored:  # a folder of its own: the main process may be on the same machine
+            self.path = self.output.with_name(f"{self.output.name}.process-{os.getpid()}")
         self.scratch = self.path / "scratch"
         self.records = self.prepared = self.path / bundle.RUN
         self.checkpoints = Checkpoints(self.path / "checkpoints", config, writes=False)
         self.resuming, self.id = False, ""
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """Open the checkpoint of a step, which the main process has put where all find it."""
+        if self.stored:
+            self.stored.checkpoint(step, self.path)
+        return self.checkpoints.at(step)
+
+    def best(self, step: int) -> Path:
+        """Return where the best model is, as it was after a step."""
+        return self.received(f"best-{step}")
+
+    def publish(self, name: str) -> None:
+        """Do nothing: the main process does."""
+
+    def received(self, name: str) -> Path:
+        """Return a folder of the run that the main process has published."""
+        if self.stored:
+            self.stored.get(name, self.path)
+        return self.path / name
 
     def record(self, event: Event) -> None:
         """Do nothing: the main process records."""
@@ -231,14 +295,18 @@ class Onlooker(RunFolder):
     def finish(self, fill: Callable[[Path], None]) -> Path:
         """Return where the model will be."""
         del fill
+        self.close()
         assert self.output is not None
         return self.output
 
     def discard(self) -> None:
-        """Do nothing: the main process does."""
+        """Let go: the main process removes the folder."""
+        self.close()
 
     def close(self) -> None:
-        """Do nothing: the main process does."""
+        """Remove what was received; the rest is the main process's."""
+        if self.stored:
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _differences(name: str, before: Any, now: Any) -> list[str]:

@@ -27,6 +27,7 @@ from ..core import atomic, hardware
 from ..core.config import FinetuneConfig
 from ..core.errors import TrainingError, UsageError
 from ..core.events import Event, Finished, Note, Phase, Progress, Saved, Started, result_of
+from ..core.storage import is_url
 from ..frameworks.supported import FRAMEWORKS, distributions, settled
 from ..loading import load_config
 from ..metrics.base import Report, Scorer
@@ -128,6 +129,9 @@ def finetune(
                          hint="llmasos plan prints the fastest for one; name it (--speed packed,bf16)")  # fmt: skip
     if backend.world > 1 and output is None:
         raise UsageError("several processes, and no output", hint="output (--output DIR): they meet in that folder")
+    if backend.needs_own_modules and isinstance(output, str) and is_url(output):
+        raise UsageError(f"this backend writes checkpoints from all processes, and the output is {output}",
+                         hint="backend=ddp, or an output on a disk that all machines share")  # fmt: skip
     if not backend.is_main:
         return (yield from _finetune(request, config, Onlooker(output, config), backend, model))
     folder = RunFolder(output, config, overwrite=overwrite, resume=resume)
@@ -228,8 +232,10 @@ def _prepared(
     prepared: Prepared | None = None
     if backend.is_main:
         prepared = yield from prepare(request, config, folder=folder.prepared, scratch=folder.scratch)
+        if backend.world > 1:
+            folder.publish("scratch")
     backend.open(device)
-    return prepared or prepared_by_another(request, config, folder.scratch)
+    return prepared or prepared_by_another(request, config, folder.received("scratch"))
 
 
 def _agreed(folder: RunFolder, record: dict[str, Any], backend: Backend) -> tuple[Checkpoint | None, list[str]]:
@@ -240,7 +246,7 @@ def _agreed(folder: RunFolder, record: dict[str, Any], backend: Backend) -> tupl
         where = f"step {step}" if step else "its beginning: it was stopped before a checkpoint"
         said = [f"goes on with the unfinished run in {folder.path} from {where}", *said]
     if step and not backend.is_main:
-        checkpoint = folder.checkpoints.at(step)
+        checkpoint = folder.checkpoint(step)
     return checkpoint, said
 
 
@@ -454,6 +460,8 @@ def _complete(job: _Job, state: Progressed) -> Run:
     """Take the best weights back, write the records and save the model."""
     folder, model, prepared = job.folder, job.model, job.prepared
     if state.best_step and state.best_step < state.step:
+        if job.setup.backend.world > 1:
+            job.setup.backend.agreed(lambda: folder.publish(f"best-{state.best_step}"))
         read_weights(model, folder.best(state.best_step))
     scorer = state.best_scorer or (_scored(job) if state.best_step else None)
     report = scorer.report() if scorer else None
@@ -514,8 +522,10 @@ def lineage(located: Located, prepared: Prepared) -> dict[str, Any]:
 
 def _asked(request: Request) -> dict[str, Any]:
     """Return what a run was asked to learn from; None for data that lives in memory."""
+    from ..data.shards import absolute
+
     located, data, eval_data, columns = request.located, request.data, request.eval_data, request.columns
-    files = {name: str(Path(value).absolute()) if isinstance(value, str | Path) else None
+    files = {name: absolute(value) if isinstance(value, str | Path) else None
              for name, value in (("data", data), ("eval_data", eval_data))}  # fmt: skip
     held = "memory" if eval_data is not None and files["eval_data"] is None else files["eval_data"]
     model = str(located.path.absolute()) if Path(located.ref).expanduser().exists() else located.ref

@@ -104,7 +104,7 @@ def train(
     try:
         yield from stepper.rehearse()
         clock.skip()
-        with stopping() as asked:
+        with stopping() as asked, _reachable(asked):
             for step, rows in enumerate(_batches(setup, state.step), state.step):
                 batch = seen(setup, rows, step)
                 loss, norm = stepper.compute(batch, step)
@@ -319,6 +319,26 @@ class Asked:
     def on_terminate(self, _number: int, _frame: Any) -> None:
         """Leave after the step."""
         self.leave = True
+
+
+_TRAINING: list[Asked] = []
+
+
+@contextmanager
+def _reachable(asked: Asked) -> Iterator[None]:
+    """Let ``ask_to_stop`` find the training inside the block, where signals do not arrive."""
+    _TRAINING.append(asked)
+    try:
+        yield
+    finally:
+        _TRAINING.remove(asked)
+
+
+def ask_to_stop() -> bool:
+    """Let the training of this process keep its best model and end, as Ctrl-C does; return whether there is one."""
+    for asked in _TRAINING:
+        asked.stop = True
+    return bool(_TRAINING)
 
 
 @contextmanager

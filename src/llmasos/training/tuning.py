@@ -5,6 +5,10 @@ Optuna's journal (one JSON object a line), and the model of the best trial so fa
 trial as finished only after its model is whole on disk, so a search that was killed goes on with the trials that it
 has and repeats the one that was under way. What a trial tries is drawn from the seed and the trials before it alone:
 a search that was killed and went on ends with the trials of one that was not.
+
+On a cluster some trials run at once (``pool.py``). So that the same search still gives the same trials, whichever of
+them ends first, trial n knows those up to n minus the places, and begins when all of these are over. Where that is
+fewer than the sampler and the pruner wait for, it knows none, and begins at once.
 """
 
 from __future__ import annotations
@@ -14,10 +18,11 @@ import math
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,24 +32,34 @@ from .. import __version__
 from ..core import atomic, bundle
 from ..core.config import FinetuneConfig, TuneConfig, home, parse_duration
 from ..core.errors import MissingExtraError, TrainingError, UsageError
-from ..core.events import Evaluated, Event, Finished, Note, Saved, Step, Trial
+from ..core.events import Event, Note, Saved, Trial
+from ..core.storage import is_url
 from ..data.dataset import read
+from ..data.shards import absolute
 from ..loading import load_config
 from ..metrics.base import LOWER_IS_BETTER
 from .request import Request
 from .run import default_learning_rate, finetune
 from .space import Dimension, default_space, parse_space
+from .study import (
+    CONCLUDED,
+    Watched,
+    best_of,
+    concluded,
+    draw,
+    is_plain_note,
+    next_number,
+    open_study,
+    quiet,
+    tell,
+    trials_of,
+)
 
 if TYPE_CHECKING:
     import optuna
 
     from ..sources.base import Located
-
-STARTUP = 5
-"""Trials before the sampler draws by what it learned and the pruner compares."""
-
-CONCLUDED = ("complete", "pruned", "diverged")
-"""How a trial that counts may have ended; others are repeated."""
+    from .pool import Pool, Training
 
 
 @dataclass
@@ -145,18 +160,10 @@ def tune(
     mine = _open_folder(folder, target, content, overwrite=overwrite)
     deadline = started + (parse_duration("within", options.within) if options.within else math.inf)
     job = _Job(request, fixed, dimensions, options, folder, deadline)
-    with atomic.hold(folder), atomic.full_disk(folder), _quiet():
-        study = _open_study(folder)
-        for trial in study.get_trials(deepcopy=False):
-            if not trial.state.is_finished():  # its process was killed
-                study.tell(trial.number, state=_state("FAIL"))
-        reason = "done"
+    with atomic.hold(folder), atomic.full_disk(folder), quiet():
+        study = open_study(folder)
         try:
-            while len(_concluded(_trials(study, options.trials))) < options.trials:
-                if time.monotonic() >= deadline:
-                    reason = "out of time"
-                    break
-                yield from _try(job, study)
+            reason = yield from _tried(job, study)
         except KeyboardInterrupt:
             reason = "interrupted"
         search = _finish(job, study, target, reason, time.monotonic() - started, overwrite=overwrite or mine)
@@ -171,23 +178,40 @@ def tune(
 # -- one trial ----------------------------------------------------------------------------------------
 
 
-def _try(job: _Job, study: optuna.Study) -> Generator[Event, None, None]:
-    """Train once with options that the sampler draws, and tell the study what came of it."""
-    from optuna.samplers import TPESampler
+@dataclass(frozen=True)
+class _Begun:
+    """A trial that is under way."""
 
-    done = _concluded(_trials(study, job.options.trials))
-    number = len(done) + 1
-    # A sampler of its own for each trial: then nothing is drawn twice, or otherwise, by a search that went on.
-    study.sampler = TPESampler(seed=_seed(job.seed, number), n_startup_trials=STARTUP)
-    trial = study.ask({dimension.name: dimension.distribution() for dimension in job.space})
-    config = FinetuneConfig.of({**job.fixed, **trial.params})
-    output = job.folder / f"trial-{number}"
-    for leftover in (output, output.with_name(output.name + ".unfinished")):
-        shutil.rmtree(leftover, ignore_errors=True)
-    watched, started = _Watched(trial, job.deadline), time.monotonic()
+    number: int
+    config: FinetuneConfig
+    output: Path
+    watched: Watched
+    started: float
+
+
+def _tried(job: _Job, study: optuna.Study) -> Generator[Event, None, str]:
+    """Try until enough trials have ended; return why the search is over."""
+    if job.options.cluster is not None:
+        from .pool import pooled
+
+        config = FinetuneConfig.of(job.fixed)
+        with pooled(job.options.cluster, job.options.trials, job.options.parallel, config.threads) as pool:
+            return (yield from _try_there(job, study, pool))
+    while (number := next_number(study, job.options.trials)) is not None:
+        if time.monotonic() >= job.deadline:
+            return "out of time"
+        yield from _try(job, study, number)
+    return "done"
+
+
+def _try(job: _Job, study: optuna.Study, number: int) -> Generator[Event, None, None]:
+    """Train once with options that the sampler draws, and tell the study what came of it."""
+    begun = _begin(job, study, number)
+    watched = begun.watched
+    _clear(begun.output)
     try:
-        yield Trial(number, job.options.trials, dict(trial.params), "begun")
-        events = finetune(job.request, config, output=output, overwrite=False, resume=False)
+        yield _as_trial(job, begun)
+        events = _training(job, begun.config, begun.output, resume=False)
         yield from watched.follow(events, notes=number == 1)
         if watched.status == "interrupted":  # a run that Ctrl-C ended returns what it has learned
             raise KeyboardInterrupt
@@ -195,148 +219,146 @@ def _try(job: _Job, study: optuna.Study) -> Generator[Event, None, None]:
         watched.status = "diverged"
         yield Note(error.message, "warning")
     finally:
-        _tell(study, trial, watched, time.monotonic() - started)
-        _tidy(job.folder, study, job.options.trials)
-    yield _trials(study, job.options.trials)[-1]
+        ended = _end(job, study, begun)
+    yield ended
 
 
-class _Watched:
-    """Follow one training: report its evaluations, and close it where it is hopeless or out of time."""
-
-    def __init__(self, trial: optuna.Trial, deadline: float) -> None:
-        self.trial, self.deadline = trial, deadline
-        self.status = "interrupted"
-        self.metric: str | None = None
-        self.value: float | None = None
-        self.loss: float | None = None
-        self.evaluations: list[float] = []
-        self._steps = 0
-
-    def follow(self, events: Generator[Event, None, Any], *, notes: bool) -> Iterator[Event]:
-        """Pass on what is worth showing; ``notes`` says whether that holds of the run's notes."""
-        try:
-            for event in events:
-                if isinstance(event, Finished):
-                    self.value = event.metrics.get(self.metric or "")
-                    self.status = "complete" if event.reason in ("done", "early stopping") else "interrupted"
-                elif not isinstance(event, Saved) and (notes or not isinstance(event, Note) or event.level != "info"):
-                    yield event
-                if self._is_over(event):
-                    return
-        finally:
-            events.close()
-
-    def _is_over(self, event: Event) -> bool:
-        if isinstance(event, Step):
-            self._steps = event.steps
-        if isinstance(event, Evaluated):
-            self.metric, self.value = event.metric, event.metrics[event.metric]
-            self.evaluations.append(self.value)
-            if event.best:
-                self.loss = event.loss
-            self.trial.report(_signed(self.metric, self.value), len(self.evaluations))
-            if event.step < self._steps and self.trial.should_prune():
-                self.status = "pruned"
-                return True
-        if self.status != "complete" and time.monotonic() >= self.deadline:
-            self.status = "out of time"
-            return True
-        return False
+def _begin(job: _Job, study: optuna.Study, number: int, places: int = 1) -> _Begun:
+    trial, known = draw(study, number, job.space, seed=job.seed, places=places)
+    config = FinetuneConfig.of({**job.fixed, **trial.params})
+    watched = Watched(trial, known, job.deadline)
+    return _Begun(number, config, job.folder / f"trial-{number}", watched, time.monotonic())
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial, watched: _Watched, seconds: float) -> None:
-    record = {"status": watched.status, "metric": watched.metric, "value": watched.value, "loss": watched.loss,
-              "evaluations": watched.evaluations, "seconds": round(seconds, 3)}  # fmt: skip
-    for name, value in record.items():
-        trial.set_user_attr(name, value)
-    if watched.status == "complete":
-        assert watched.metric is not None
-        assert watched.value is not None
-        study.tell(trial, _signed(watched.metric, watched.value))
+def _training(job: _Job, config: FinetuneConfig, output: Path, resume: bool | None) -> Generator[Event, None, Any]:
+    return finetune(job.request, config, output=output, overwrite=False, resume=resume)
+
+
+def _end(job: _Job, study: optuna.Study, begun: _Begun) -> Trial:
+    """Tell the study what came of a trial, and remove all models but that of the best."""
+    record = tell(study, begun.watched, time.monotonic() - begun.started)
+    trials = trials_of(study, job.options.trials)
+    best = best_of(trials)
+    for number in {begun.number, *(trial.number for trial in concluded(trials))}:
+        if best is None or number != best.number:
+            _clear(job.folder / f"trial-{number}")
+    return _as_trial(job, begun, **record)
+
+
+def _clear(output: Path) -> None:
+    for leftover in (output, output.with_name(output.name + ".unfinished")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _as_trial(job: _Job, begun: _Begun, *, status: str = "begun", **record: Any) -> Trial:
+    return Trial(begun.number, job.options.trials, dict(begun.watched.trial.params), status, **record)
+
+
+# -- trials at once -----------------------------------------------------------------------------------
+
+
+def _try_there(job: _Job, study: optuna.Study, pool: Pool) -> Generator[Event, None, str]:
+    """Try on a cluster, as many at once as it has places; return why the search is over."""
+    yield Note(f"trials at once on the Ray cluster: {pool.places}, each with {pool.cores} processors")
+    at_work: dict[int, _Begun] = {}
+    losses: Counter[int] = Counter()
+    try:
+        while time.monotonic() < job.deadline:
+            while (
+                len(at_work) < pool.places
+                and (number := next_number(study, job.options.trials, at_work, pool.places)) is not None
+            ):
+                at_work[number] = begun = _begin(job, study, number, pool.places)
+                yield _as_trial(job, begun)
+                pool.start(number, _elsewhere(job, begun))
+            if not at_work:
+                return "done"
+            events, ended = pool.wait()
+            for number, event in events:
+                watched = at_work[number].watched if number in at_work else None
+                if watched and watched.status == "interrupted":  # what comes after its end does not count
+                    if isinstance(event, Note) and (number == 1 or not is_plain_note(event)):
+                        yield Note(f"trial {number}: {event.text}", event.level)
+                    if watched.is_over(event):
+                        pool.end(number)
+            for number, error in ended.items():
+                begun = at_work[number]
+                yield from _concluding(begun, error, losses)
+                if begun.watched.status == "interrupted" and error is not None:
+                    pool.start(number, _elsewhere(job, begun), again=True)
+                    continue
+                del at_work[number]
+                yield _end(job, study, begun)
+        while at_work:
+            _, begun = at_work.popitem()
+            if begun.watched.status == "interrupted":
+                begun.watched.status = "out of time"
+            yield _end(job, study, begun)
+        return "out of time"
+    finally:
+        for begun in at_work.values():
+            _end(job, study, begun)
+
+
+def _concluding(begun: _Begun, error: Exception | None, losses: Counter[int]) -> Iterator[Event]:
+    """Settle how a trial whose process has ended ended, unless it is started again; raise what ends the search."""
+    from .cluster import RETRIES
+    from .pool import Lost
+
+    watched, name = begun.watched, f"trial {begun.number}"
+    if error is None or watched.status != "interrupted":
+        return
+    if isinstance(error, TrainingError):
+        watched.status = "diverged"
+        yield Note(f"{name}: {error.message}", "warning")
+    elif not isinstance(error, Lost):
+        raise error
     else:
-        # The sampler shall learn from a trial that diverged as from one that was pruned: nothing good is there.
-        study.tell(trial, state=_state("PRUNED" if watched.status in CONCLUDED else "FAIL"))
+        losses[begun.number] += 1
+        count = losses[begun.number]
+        if count > RETRIES:
+            watched.status = "lost"
+        what = f"lost {count} times: it counts as lost" if count > RETRIES else "lost: it is started again"
+        yield Note(f"{name}: its process was {what} ({error})", "warning")
 
 
-def _tidy(folder: Path, study: optuna.Study, trials: int) -> None:
-    """Remove all models but that of the best trial."""
-    best = _best(_trials(study, trials))
-    for path in folder.glob("trial-*"):
-        if best is None or path.name != f"trial-{best.number}":
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _seed(seed: int, number: int) -> int:
-    import numpy as np
-
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-
-
-def _signed(metric: str, value: float) -> float:
-    """Return the metric so that more is better, as the training has it."""
-    return -value if metric in LOWER_IS_BETTER else value
-
-
-# -- the study ----------------------------------------------------------------------------------------
-
-
-def _open_study(folder: Path) -> optuna.Study:
-    """Open the journal, or begin it; what a killed process left half written is cut off."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    journal = folder / "study.jsonl"
-    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)  # ours alone, since the folder is held
-    if journal.exists():
-        text = journal.read_bytes()
-        if not text.endswith(b"\n"):
-            with journal.open("r+b") as file:
-                file.truncate(text.rfind(b"\n") + 1)
-    content = json.loads((folder / "search.json").read_text(encoding="utf-8"))
-    pruner = (
-        optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
-        if content["prune"] == "median"
-        else optuna.pruners.NopPruner()
+def _elsewhere(job: _Job, begun: _Begun) -> Training:
+    """Return a trial as another machine can train it, which knows paths by their full names only."""
+    request, ref = job.request, job.request.located.ref
+    data, eval_data = (
+        absolute(rows) if isinstance(rows, str | Path) else rows for rows in (request.data, request.eval_data)
     )
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-    return optuna.create_study(
-        storage=storage, study_name="search", direction="maximize", pruner=pruner, load_if_exists=True
-    )
+    model = absolute(ref) if Path(ref).expanduser().exists() else ref
+    moved = replace(request, tokenizer=None, data=data, eval_data=eval_data)
+    return partial(_train_there, replace(job, request=moved), model, begun.config, begun.output.absolute())
 
 
-def _trials(study: optuna.Study, most: int) -> list[Trial]:
-    """Return all trials in their order; one that was repeated has its number twice."""
-    out: list[Trial] = []
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.is_finished():
-            record = {"status": "interrupted", **trial.user_attrs}
-            out.append(Trial(len(_concluded(out)) + 1, most, dict(trial.params), **record))
-    return out
+def _train_there(
+    job: _Job, model: str, config: FinetuneConfig, output: Path, again: bool
+) -> Generator[Event, None, Any]:
+    """Train in a process of a cluster; ``again`` goes on from the last checkpoint of the process that was lost."""
+    from ..loading import load_tokenizer
+    from ..sources.base import locate
+    from .cluster import wait_for
 
-
-def _concluded(trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if trial.status in CONCLUDED]
-
-
-def _best(trials: Sequence[Trial]) -> Trial | None:
-    """Return the completed trial with the best metric; of several, as in a run, the one with the lowest loss."""
-
-    def rank(trial: Trial) -> tuple[float, float]:
-        return _signed(trial.metric or "", trial.value or 0.0), -(trial.loss or 0.0)
-
-    return max((trial for trial in trials if trial.status == "complete"), key=rank, default=None)
-
-
-def _state(name: str) -> optuna.trial.TrialState:
-    from optuna.trial import TrialState
-
-    return TrialState[name]
+    asked = job.request.located
+    found = locate(model, revision=asked.revision)
+    located = found._replace(ref=asked.ref, base=asked.base)
+    job = replace(job, request=replace(job.request, located=located, tokenizer=load_tokenizer(found.path)))
+    wait_for(output.with_name(output.name + ".unfinished"))
+    if not again or output.exists():
+        _clear(output)
+    return _training(job, config, output, resume=None if again else False)
 
 
 # -- the folder ---------------------------------------------------------------------------------------
 
 
 def _output(output: str | Path | None) -> Path:
+    if isinstance(output, str) and is_url(output):
+        raise UsageError(
+            f"a search with the output {output}", hint="a folder: the search and its best model stay there"
+        )
     if output is not None:
         return Path(output).expanduser()
     (home() / "runs").mkdir(parents=True, exist_ok=True)
@@ -415,8 +437,8 @@ def _finish(job: _Job, study: optuna.Study, target: Path, reason: str, seconds: 
     from .trainer import stopping
     from .tuning_plot import plot_tuning
 
-    trials = _trials(study, job.options.trials)
-    best = _best(trials)
+    trials = trials_of(study, job.options.trials)
+    best = best_of(trials)
     if best is None:
         if reason == "interrupted":
             raise KeyboardInterrupt("no trial was finished; the same command goes on with the search")
@@ -476,16 +498,3 @@ def _check_optuna() -> None:
         import optuna  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("the search", install='"llmasos[tune]"') from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna's own talk off the terminal: trials are told as events."""
-    import optuna
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
