@@ -10,8 +10,9 @@ export PIP_CONSTRAINT := constraints.txt
 quickstart: $(VENV)/.ready
 	$(BIN)/llmasos quickstart
 
+# A file's tests share what they have trained, so a file stays in one process.
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m slow

@@ -152,7 +152,6 @@ class Noised(TextClassificationTask):
     (TextClassificationTask, {"epochs": 1}, "no row is seen twice"),
     (TextClassificationTask, {"max_steps": 4}, "no row is seen twice"),
     (Noised, {}, "text-classification changes its rows at each step"),
-    (TextClassificationTask, {"speed": "plain"}, "the forward of this model does not come in two parts"),
     (TextClassificationTask, {"trainable": "last-2"}, "the embeddings or the first layer are trained"),
 ])  # fmt: skip
 def test_where_it_would_differ_or_help_nobody_it_is_off_and_says_why(models, task, options, reason):
@@ -161,6 +160,12 @@ def test_where_it_would_differ_or_help_nobody_it_is_off_and_says_why(models, tas
     assert said(run) == f"no activation cache: {reason}"
     with pytest.raises(UsageError, match=f"activation_cache=on, but {reason}"):
         tune(models["bert"], task(), activation_cache="on", **options)
+
+
+def test_a_forward_in_one_part_has_none(models):
+    options = {"trainable": "last-1", "speed": "plain"}
+    with pytest.raises(UsageError, match="activation_cache=on, but the forward of this model does not come in two"):
+        tune(models["bert"], TextClassificationTask(), activation_cache="on", **options)
 
 
 def test_it_keeps_to_half_of_what_is_free(models, monkeypatch):

@@ -155,8 +155,9 @@ def test_a_plan_tells_what_it_is_doing(model):
     events = []
     make_plan(model, progress=events.append)
     phases = [event.name for event in events if isinstance(event, Phase)]
-    ways = ["measure plain", "measure buckets", "measure packed", "measure packed, 4 rows at once"]
-    assert phases == ["read", "tokenize", "tokenize", "load", "measure", *ways]
+    ways = ["measure plain", "measure buckets", "measure packed"]
+    assert phases[:-1] == ["read", "tokenize", "tokenize", "load", "measure", *ways]
+    assert phases[-1].endswith(", 4 rows at once")
 
 
 def test_a_sample_stands_for_all_rows(model, monkeypatch):

@@ -154,7 +154,6 @@ def peak_resident_memory() -> int:
 
 def reset_peak() -> bool:
     """Start ``peak_resident_memory`` afresh; return False where the system cannot (only Linux can)."""
-    gc.collect()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -172,11 +171,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def free_memory() -> None:
-    """Give back what nobody refers to any more, also of an accelerator's memory."""
+def free_memory(*, cycles: bool = True) -> None:
+    """Give back what nobody refers to any more, also of an accelerator's memory.
+
+    Looking for ``cycles`` of objects that refer to one another takes a third of a second.
+    """
     import torch
 
-    gc.collect()
+    if cycles:
+        gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed, unless it is told not to
         ctypes.CDLL(None).malloc_trim(0)
     if torch.accelerator.is_available():

@@ -114,7 +114,7 @@ class _Trials:
         if asked != "auto":
             return [asked]
         chosen, why = hardware.pick_precision("auto", device)
-        if chosen == "bfloat16" or (device.type == "cpu" and hardware.bf16_speedup() >= 1.0):
+        if chosen == "bfloat16" or (device.type == "cpu" and hardware.bf16_speedup(device.type) >= 1.0):
             return ["float32", "bfloat16"]
         self.tried.append(Candidate("bf16", f"not tried: {why}"))
         return ["float32"]
@@ -159,7 +159,7 @@ class _Trials:
             if found.verdict.startswith("differs"):
                 self.tried.append(found)
                 return
-            hardware.free_memory()
+            hardware.free_memory(cycles=False)
             hardware.reset_peak()
             before = hardware.resident_memory()
             with untouched(self._model):

@@ -83,6 +83,7 @@ def plan(request: Request, config: FinetuneConfig) -> Generator[Event, None, Pla
     if config.framework in FRAMEWORKS:
         raise UsageError(f"a plan measures torch, not framework={config.framework}", hint="leave framework out")
     hardware.set_threads(config.threads)
+    hardware.free_memory()
     hardware.reset_peak()
     notes: list[str] = []
     phases: dict[str, float] = {}

@@ -132,6 +132,7 @@ class Stepper:
         """Measure two small steps and set ``rows_at_once`` so that the largest part stays within what is free."""
         few = min(len(worst), _FEW)
         free = hardware.memory_available()
+        hardware.free_memory()
         hardware.reset_peak()
         base, sizes, peaks = hardware.resident_memory(), [], []
         for count in sorted({1, few}):
