@@ -20,7 +20,7 @@ LIMIT = 3.0  # percent
 
 def main() -> None:
     """Measure both, or be one of them."""
-    parser = harness.parser(__doc__, seeds=5)
+    parser = harness.parser(__doc__, seeds=3)
     data.add_options(parser)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"optimiser steps of each run (default {STEPS})")
     parser.add_argument("--every", type=int, default=EVERY, help=f"steps between checkpoints (default {EVERY})")
