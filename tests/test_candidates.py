@@ -147,6 +147,24 @@ def test_what_was_measured_is_what_the_run_does_and_says(model, tmp_path, monkey
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize(("seconds", "taken"), [([2.0, 2.9, 2.05, 3.0], "packed"), ([2.0, 2.9, 2.2, 3.0], "plain")])
+def test_the_rule_stands_where_nothing_is_ahead_by_more_than_chance(model, monkeypatch, seconds, taken):
+    order, own = iter(seconds), candidates_module.training_seconds
+    monkeypatch.setattr(candidates_module, "training_seconds", lambda *given: own(*given)._replace(seconds=next(order)))
+    (chosen,) = (one for one in tried(model, precision="float32").values() if one.chosen)
+    assert (chosen.name, chosen.micro_batch_size) == (taken, None)
+
+
+def test_where_nothing_can_be_measured_the_rule_stands_and_it_is_said(model, monkeypatch):
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no kernel at all")
+
+    monkeypatch.setattr(candidates_module._Trials, "_gradient", broken)
+    run = LLM.from_pretrained(model).finetune(TASK, ROWS, progress=False, speed="measure", **BASE)
+    assert record(run)["config"]["speed"].startswith("packed")
+    assert any(note.startswith("nothing could be measured: fails: RuntimeError: no kernel") for note in run.notes)
+
+
 WAYS = {
     "plain": "plain", "buckets": "buckets", "packed": "packed", "bf16": "bf16", "packed,bf16": "packed,bf16",
     "bf16, packed": "packed,bf16",
