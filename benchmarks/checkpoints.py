@@ -14,7 +14,7 @@ from . import child, command, data, harness
 from .records import Column, Result, Run, goal, middle
 
 NAMES = ("never", "every")
-STEPS, EVERY = 260, 50
+STEPS, EVERY = 160, 50
 LIMIT = 3.0  # percent
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from . import child, command, data, harness
 from .records import Column, Result, Run, goal, middle
 
-SIZES = (32, 128)
 WAYS: dict[str, tuple[int, list[str]]] = {
     "one": (1, ["--threads", "2", "--backend", "single"]),
     "ddp": (2, ["--threads", "1", "--backend", "ddp"]),
@@ -23,6 +22,8 @@ WAYS: dict[str, tuple[int, list[str]]] = {
     "fsdp": (2, ["--threads", "1", "--backend", "fsdp", "--speed", "buckets"]),
 }
 AGAINST = {"ddp": "one", "fsdp": "plain"}
+SIZES: dict[int, tuple[str, ...]] = {32: tuple(WAYS), 128: ("one", "ddp")}
+"""Rows of a step, and the ways that take them."""
 STEPS = 40
 WARM = 5  # steps that the stopwatches leave out
 LIMIT = 15.0  # percent
@@ -39,7 +40,7 @@ def main() -> None:
     if options.child:
         child.report(train(options.child, Path(options.work), options.seed, options.steps))
         return
-    names = harness.chosen([f"{way}_{size}" for size in SIZES for way in WAYS], options.only)
+    names = harness.chosen([f"{way}_{size}" for size, ways in SIZES.items() for way in ways], options.only)
     with harness.workspace() as work:
         data.prepare(options.data, work, options.rows)
         steps = ("--steps", str(options.steps))
@@ -53,7 +54,7 @@ def train(name: str, work: Path, seed: int, steps: int) -> dict[str, Any]:
     """Fine-tune in one way, with or without stopwatches."""
     way, size, *watched = name.split("_")
     processes, words = WAYS[way]
-    steps = steps // (1 if size == str(SIZES[0]) else 2)
+    steps = steps // (1 if size == str(min(SIZES)) else 2)
     words = [*words, "--batch-size", size, "--max-steps", str(steps), "--seed", str(seed), "--dropout", "0",
              "--checkpoint-minutes", "0"]  # fmt: skip
     found = command.finetune(work, f"{name}-{seed}", words, processes=processes, watch=bool(watched))
