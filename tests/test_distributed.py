@@ -40,6 +40,7 @@ CASES = {
     "ddp-plain": ("text-classification", {"speed": "plain", "layer_decay": 0.9}),
     "ddp-micro": ("text-classification", {"micro_batch_size": 3}),
     "ddp-joint": ("sentence-similarity", {"epochs": 1}),
+    "ddp-joint-short": ("sentence-similarity", {"epochs": 1}),
     "ddp-words": ("language-modeling", {"max_length": 16, "batch_size": 6}),
     "fsdp": ("text-classification", {"backend": "fsdp", "speed": "plain"}),
     "fsdp-micro": ("text-classification", {"backend": "fsdp", "speed": "plain", "micro_batch_size": 3}),
@@ -61,6 +62,7 @@ class Trained:
 
     def case(self, name: str, output: str, **changes: Any) -> dict[str, Any]:
         task, options = CASES[name]
+        changes |= {"memory": 1} if name.endswith("short") else {}
         words = task == "language-modeling"
         data = f"{task}.txt" if words else f"{task}.jsonl"
         paths = {"model": "llama" if words else "bert", "output": output, "data": data}
@@ -117,6 +119,11 @@ def test_two_processes_have_the_losses_of_one(trained, name):
     assert len(one) == len(two) > 5
     assert two == pytest.approx(one, rel=2e-4)
     assert one[0] != one[5]  # or equal losses prove nothing
+
+
+def test_memory_that_runs_out_in_one_process_makes_the_parts_of_all_smaller(trained):
+    notes = json.loads((trained.folder / "two-ddp-joint-short" / "run" / "run.json").read_text())["notes"]
+    assert any(note.startswith("memory is short: ") for note in notes)
 
 
 @pytest.mark.parametrize("name", CASES)

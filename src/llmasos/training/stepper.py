@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -175,8 +176,8 @@ class Stepper:
                 loss = self._computed(batch, step)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not hardware.is_out_of_memory(error) or (self.setup.task.joint and self.backend.world > 1):
-                    raise  # the others wait for what this process would have told them
+                if not hardware.is_out_of_memory(error):
+                    raise
             self._split_more(batch)  # outside of the handler, which holds on to the tensors of the failed step
         total = self.backend.sum_(torch.tensor([loss], dtype=torch.float64))
         self.parameters.reduce(self.backend)
@@ -194,7 +195,7 @@ class Stepper:
             mine = np.arange(len(batch) if self.backend.is_main else 0)
         parts = self._parts(batch, mine)
         if task.joint and (len(parts) > 1 or divided):
-            return self._cached(batch, mine, parts, weight)
+            return self._cached(batch, mine, parts, weight, divided=divided)
         loss = 0.0
         for part, share in self._evened(batch, parts):
             part_loss = share * task.loss(self._forward(part), part) / weight
@@ -242,26 +243,45 @@ class Stepper:
             "warning",
         ))  # fmt: skip
 
-    def _cached(self, batch: Batch, mine: np.ndarray[Any, Any], parts: list[Batch], weight: float) -> float:
+    def _cached(
+        self, batch: Batch, mine: np.ndarray[Any, Any], parts: list[Batch], weight: float, *, divided: bool
+    ) -> float:
         """Leave the gradient of a joint loss, computed part by part; return this process's share of the loss."""
-        states, outputs = [], []
-        for part in parts:
-            states.append(self._random_state())
-            with torch.no_grad():
-                outputs.append(self._forward(part).detach())
+        states: list[list[Any]] = []
+        outputs: list[torch.Tensor] = []
+        with self._all_have_memory(divided):
+            for part in parts:
+                states.append(self._random_state())
+                with torch.no_grad():
+                    outputs.append(self._forward(part).detach())
         places = [torch.from_numpy(at).to(outputs[0].device) for at in _places(batch, mine, parts)]
         whole = outputs[0].new_zeros(len(batch.lengths), *outputs[0].shape[1:])
         for at, out in zip(places, outputs, strict=True):
             whole[at] = out
-        self.backend.sum_(whole)
-        loss = self.setup.task.loss(whole.requires_grad_(), batch) / weight
-        loss.backward()  # type: ignore[no-untyped-call]
-        assert whole.grad is not None
-        for part, at, state in zip(parts, places, states, strict=True):
-            self._restore(state)
-            self._forward(part).backward(whole.grad[at])
-            self.parameters.absorb()
-        return float(loss.detach()) / self.backend.world
+        if divided:
+            self.backend.sum_(whole)
+        with self._all_have_memory(divided):
+            loss = self.setup.task.loss(whole.requires_grad_(), batch) / weight
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert whole.grad is not None
+            for part, at, state in zip(parts, places, states, strict=True):
+                self._restore(state)
+                self._forward(part).backward(whole.grad[at])
+                self.parameters.absorb()
+        return float(loss.detach()) / (self.backend.world if divided else 1)
+
+    @contextmanager
+    def _all_have_memory(self, divided: bool) -> Iterator[None]:
+        """Raise MemoryError in all processes where memory runs out in one, so that all repeat the step together."""
+        short = False
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not divided or not hardware.is_out_of_memory(error):
+                raise
+            short = True
+        if divided and self.backend.any(short)[0]:
+            raise MemoryError("in one of the processes")
 
     def _random_state(self) -> list[Any]:
         """Return the state of all generators that dropout draws from."""
