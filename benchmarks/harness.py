@@ -129,7 +129,7 @@ def finish(result: Result, options: argparse.Namespace, *, partial: bool = False
     partial = partial or bool(options.rows or options.only or options.seeds < options.usual_seeds)
     about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", f"benchmarks.{result.name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{result.name}", *map(_short, sys.argv[1:])]),
         "seeds": list(range(options.seeds)),
         "rows": options.rows,
         "load": [run.values["load"] for run in (result.runs[0], result.runs[-1]) if "load" in run.values],
@@ -144,6 +144,11 @@ def finish(result: Result, options: argparse.Namespace, *, partial: bool = False
     say(f"raw numbers: {path.relative_to(ROOT)}")
     if any(run.error for run in result.runs):
         raise SystemExit(1)
+
+
+def _short(word: str) -> str:
+    """Return a word of the command line, without where a folder is on this machine."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def say(text: str) -> None:
