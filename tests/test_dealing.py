@@ -16,10 +16,13 @@ from llmasos.cli import main
 from llmasos.cluster import connected
 from llmasos.core.config import FinetuneConfig
 from llmasos.core.errors import DataError
+from llmasos.core.events import result_of
 from llmasos.data import dealing, encoding
 from llmasos.loading import load_tokenizer
+from llmasos.sources.base import locate
 from llmasos.training.cluster import _dealer
 from llmasos.training.prepare import prepare
+from llmasos.training.request import Request
 from tiny import save_tiny_bert
 
 CONFIG = FinetuneConfig(max_length=48, allow_truncated=1.0, allow_dropped=1.0)
@@ -65,12 +68,8 @@ def shards(folder: Path, wrong: bool = False) -> Path:
 def prepared(base: Path, data: Any, folder: Path, task: Any = None) -> dict[str, bytes]:
     """Prepare data, and return all files that this wrote."""
     (folder / "scratch").mkdir(parents=True)
-    events = prepare(
-        task or TextClassificationTask(), data, None, columns=None, tokenizer=load_tokenizer(base), limit=64,
-        config=CONFIG, folder=folder, scratch=folder / "scratch",
-    )  # fmt: skip
-    for _ in events:
-        pass
+    request = Request(locate(base), load_tokenizer(base), None, task or TextClassificationTask(), data)
+    result_of(prepare(request, CONFIG, folder=folder, scratch=folder / "scratch"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
