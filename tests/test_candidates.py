@@ -140,11 +140,21 @@ def test_what_was_measured_is_what_the_run_does_and_says(model, tmp_path, monkey
     config = record(run)["config"]
     assert (config["speed"], config["micro_batch_size"], config["precision"]) == ("packed", 4, "float32")
     said = [note for note in run.notes if note.startswith("measured")]
-    assert said == ["measured: --speed packed --micro-batch-size 4 is the fastest, 10.00 times as fast as plain"]
+    assert said == ["measured: --speed packed --micro-batch-size 4 is taken, 10.00 times as fast as plain"]
     named = LLM.from_pretrained(model)
     named.finetune(TASK, ROWS, progress=False, speed="packed", micro_batch_size=4, **BASE)
     ours, theirs = llm.model.state_dict(), named.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_nothing_is_decided_again_by_rule_after_it_was_measured(model, monkeypatch):
+    seconds, own = iter([9.0, 8.0, 1.0, 3.0, 5.0]), candidates_module.training_seconds  # the cache is slower
+    monkeypatch.setattr(
+        candidates_module, "training_seconds", lambda *given: own(*given)._replace(seconds=next(seconds))
+    )
+    options = {**BASE, "precision": "float32", "dropout": 0.0, "trainable": "head"}
+    run = LLM.from_pretrained(model).finetune(TASK, ROWS, progress=False, speed="measure", **options)
+    assert record(run)["config"]["speed"] == "packed"
 
 
 @pytest.mark.parametrize(("seconds", "taken"), [([2.0, 2.9, 2.05, 3.0], "packed"), ([2.0, 2.9, 2.2, 3.0], "plain")])

@@ -86,6 +86,16 @@ def test_long_texts_are_cut_where_that_lets_every_row_be_seen(model, tmp_path, m
     assert '"truncated"' in (tmp_path / "out" / "run" / "ledger.jsonl").read_text()
 
 
+def test_a_length_that_was_tried_and_not_taken_leaves_the_ledgers_as_they_were(model, tmp_path, monkeypatch):
+    cost(monkeypatch, Costs(16.0, 5.0, 5.0), Costs(30.0, 5.0, 5.0), Costs(8.0, 5.0, 5.0))
+    options = {**OPTIONS, "eval_data": long_rows(), "within": "100s"}
+    run = LLM.from_pretrained(model).finetune(TASK, long_rows(), output=tmp_path / "out", progress=False, **options)
+    (note,) = (note for note in run.notes if note.startswith("within 100s: "))
+    assert note.endswith("; only last-2 is trained")
+    assert run.ledger["truncated"] == 0
+    assert '"truncated"' not in (tmp_path / "out" / "run" / "ledger.jsonl").read_text()
+
+
 @pytest.mark.parametrize(("options", "costs"), [
     ({"max_length": 40, "allow_truncated": 1.0}, [16.0, 8.0]),  # a length that was asked for stays
     ({}, [60.0, 8.0]),  # half of the texts would have to be cut

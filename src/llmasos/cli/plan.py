@@ -59,7 +59,7 @@ def show_candidates(candidates: list[Candidate]) -> None:
     if best:
         from ..training.candidates import options
 
-        print(f"\nfastest: {options(best)} (the same as --speed measure, which finds it anew)")
+        print(f"\n--speed measure would take: {options(best)}")
 
 
 def _line(one: Candidate) -> tuple[str, ...]:

@@ -178,7 +178,11 @@ def _finetune(
             yield Phase("measure")
             again = None if given else partial(_ready_again, request)
             shorter = partial(_shorter, request, setup, folder) if _may_be_cut(setup) else None
-            model, setup, prepared, note = in_time(model, setup, prepared, started, again, shorter)
+            model, setup, fitting, note = in_time(model, setup, prepared, started, again, shorter)
+            if fitting is not prepared:  # the ledgers of the rows as they are trained on
+                prepared = fitting
+                for file in (folder.scratch / _SHORTER).glob("ledger*"):
+                    file.replace(folder.prepared / file.name)
             notes.append(note)
             yield Note(note)
         setup, cache = with_cache(model, setup, folder.scratch)
@@ -215,11 +219,16 @@ def _may_be_cut(setup: Setup) -> bool:
 
 
 def _shorter(request: Request, setup: Setup, folder: RunFolder, max_length: int) -> Prepared:
-    """Prepare the rows anew, cut to a length; the ledgers tell of each."""
+    """Prepare the rows anew, cut to a length, with ledgers of their own."""
     from .prepare import prepare
 
     config = replace(setup.config, max_length=max_length, allow_truncated=1.0)
-    return result_of(prepare(request, config, folder=folder.prepared, scratch=folder.scratch / "shorter"))
+    scratch = folder.scratch / _SHORTER
+    scratch.mkdir(parents=True, exist_ok=True)
+    return result_of(prepare(request, config, folder=scratch, scratch=scratch))
+
+
+_SHORTER = "shorter"
 
 
 def _prepared(
