@@ -306,7 +306,7 @@ def test_a_missing_file_suggests_its_neighbours(tmp_path):
         ("a.csv", b'text,label\n"open,1\nb,1\n', "from line 2: a double quote is opened and never closed"),
         ("a.csv", b'text,label\n"he "said" so",1\n', "from line 2: ',' expected after"),
         ("a.csv", b"text,text\na,1\n", "two columns named 'text'"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a", "label": 1}\n' * 99)[:-12], "not a complete gzip"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a", "label": 1}\n' * 99, mtime=0)[:-12], "not a complete gzip"),
         ("a.jsonl.gz", b"plain", "not a complete gzip"),
         ("a.parquet", b"PAR1 and no more", "not a readable parquet"),
     ],
