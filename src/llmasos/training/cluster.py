@@ -32,7 +32,7 @@ T_co = TypeVar("T_co", covariant=True)
 RETRIES = 3
 """Times that a training is started again after a process was lost."""
 _PATIENCE = 30.0  # seconds that a lost machine has to come back before a training goes on without it
-_SILENCE = 120.0  # seconds without an event after which it is said that the cluster is busy
+_SILENCE = 45.0  # seconds without an event after which it is said that the cluster is busy
 _AHEAD = 8  # results of a part, some thousand rows each, that may wait to be fetched
 _LOOK = 0.2  # seconds between two looks at whether the training shall stop
 _JOIN = 86400  # seconds: the main process tokenises before it answers the others
@@ -81,19 +81,19 @@ def train(
     """
     with redirect_stdout(sys.stderr), connected(cluster, processes) as ray:  # Ray prints what machines tell
         failures: list[str] = []
+        count, is_waiting = processes, False
         while True:
-            count = processes
-            if failures:
-                yield Note(f"a process of the training was lost ({failures[-1]}): it goes on from its last checkpoint, "
-                           f"attempt {len(failures) + 1} of {RETRIES + 1}", "warning")  # fmt: skip
-                count = _left(ray, processes, threads)
-                if count < processes:
-                    yield Note(f"the cluster has room for {count} processes of {processes} now", "warning")
             place = str(output) if is_url(output) else str(Path(output).absolute())
             attempt = _Attempt(ray, work, place, resume, again=bool(failures))
-            yield from attempt.run(count, share(ray, count, threads))
+            yield from attempt.run(count, share(ray, count, threads), says_so=not is_waiting)
             if attempt.error is None:
                 return attempt.result  # type: ignore[no-any-return]
+            is_waiting = _is_without_room(attempt.error)
+            if is_waiting and not attempt.interrupted:  # that a machine is lost may be known later than its processes
+                if failures and (left := _left(ray, processes, threads)) < count:
+                    count = left
+                    yield Note(f"the cluster has room for {count} processes of {processes} now", "warning")
+                continue
             _refuse(attempt.error, shared=cluster != HERE)
             if attempt.interrupted:
                 raise KeyboardInterrupt
@@ -104,6 +104,11 @@ def train(
                     hint="the same command goes on from the last checkpoint; Ray's own logs tell more, and a loss "
                     "without a reason often means that memory ran out",
                 ) from attempt.error
+            yield Note(f"a process of the training was lost ({failures[-1]}): it goes on from its last checkpoint, "
+                       f"attempt {len(failures) + 1} of {RETRIES + 1}", "warning")  # fmt: skip
+            count = _left(ray, processes, threads)
+            if count < processes:
+                yield Note(f"the cluster has room for {count} processes of {processes} now", "warning")
 
 
 class _Flag:
@@ -136,8 +141,10 @@ class _Attempt:
         self.result: Any = None
         self.error: BaseException | None = None
 
-    def run(self, processes: int, share: dict[str, float]) -> Iterator[Event]:
+    def run(self, processes: int, share: dict[str, float], *, says_so: bool) -> Iterator[Event]:
         """Start the processes, and yield the events of the main one until all have ended.
+
+        ``says_so``: whether to tell that the cluster does not begin.
 
         The first Ctrl-C lets the training stop after a step and keep its best model, the second ends it at once.
         """
@@ -146,7 +153,7 @@ class _Attempt:
         # not in this thread: Ray would take Ctrl-C for itself there, and end with exit code 0
         thread = threading.Thread(target=self._fit, args=(processes, share), daemon=True)
         thread.start()
-        waits_from: float | None = time.monotonic()
+        waits_from = time.monotonic() if says_so else None
         while True:
             ended = not thread.is_alive()
             try:
@@ -180,7 +187,8 @@ class _Attempt:
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=_JOIN),
             scaling_config=ScalingConfig(num_workers=processes, use_gpu=gpu, resources_per_worker=share),
             run_config=RunConfig(
-                name="run", storage_path=place, failure_config=FailureConfig(max_failures=0),
+                name="run", storage_path=place,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
                 worker_runtime_env={"env_vars": for_other_machines()},
             ),
         )  # fmt: skip
@@ -334,6 +342,15 @@ def _left(ray: Any, processes: int, threads: int | None) -> int:
         if room >= processes or time.monotonic() > until:
             return max(1, min(room, processes))
         time.sleep(0.5)
+
+
+def _is_without_room(error: BaseException) -> bool:
+    """Say whether the processes could not begin, since others had all processors, or a machine was just lost."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+
+    return isinstance(
+        getattr(error, "controller_failure", None), WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError
+    )
 
 
 def _refuse(error: BaseException, *, shared: bool) -> None:
