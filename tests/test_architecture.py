@@ -20,17 +20,30 @@ LAYERS = (
     ("__init__", "__main__"),
     ("cli", "progress"),
     ("llm",),
-    ("training",),
+    ("export", "opening", "training", "verification"),
     ("cluster", "evaluation", "prediction", "retrieval"),
     ("engines", "generation"),
-    ("architectures", "backends", "decoders", "frameworks", "loading", "saving", "scratch"),
+    (
+        "architectures",
+        "backends",
+        "certificate",
+        "decoders",
+        "exporters",
+        "frameworks",
+        "golden",
+        "loading",
+        "saving",
+        "scratch",
+    ),
     ("tasks",),
     ("metrics",),
     ("reporters", "runs", "sources", "data"),
     ("core", "errors"),
 )
 PLACE = {name: place for place, layer in enumerate(LAYERS) for name in layer}
-PLUGIN_KINDS = ("architectures", "backends", "decoders", "engines", "reporters", "sources", "tasks")
+PLUGIN_KINDS = (
+    "architectures", "backends", "decoders", "engines", "exporters", "reporters", "sources", "tasks",
+)  # fmt: skip
 
 # Each needs a reason. finetune(progress=True) draws the run with the terminal's own renderer.
 EXCEPTIONS = {("llm.py", "progress")}

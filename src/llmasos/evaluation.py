@@ -34,6 +34,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     on_rows: Callable[[int], None] | None = None,
+    on_outputs: Callable[[Any], None] | None = None,
 ) -> tuple[float, Scorer]:
     """Score encoded rows.
 
@@ -44,6 +45,7 @@ def evaluate(
         rows: the rows that they come from; needed where the task ``scores_rows``.
         batch_size: examples computed at once; the scores do not depend on it.
         on_rows: called with the number of examples done so far.
+        on_outputs: called with the outputs of each block of examples, in their own order.
 
     Returns:
         The mean loss (the task's own, in float32) and the filled scorer.
@@ -63,6 +65,8 @@ def evaluate(
             assert rows is not None
             texts = rows.rows(np.unique(part.rows))
         task.score(scorer, outputs, part, texts)
+        if on_outputs:
+            on_outputs(outputs)
         if on_rows:
             on_rows(stop)
     return total / max(weight, 1e-12), scorer

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle
 from .core.config import (
-    Config,
     EvaluateConfig,
+    ExportConfig,
     FinetuneConfig,
     GenerateConfig,
     PredictConfig,
@@ -19,29 +19,30 @@ from .core.config import (
     WriteConfig,
     read_recipe,
 )
-from .core.errors import BundleError, LLMasOSError, NotFittedError, TrainingError, TruncatedWarning, UsageError, warn
+from .core.errors import BundleError, LLMasOSError, TrainingError, TruncatedWarning, UsageError, warn
 from .core.events import Event
 from .data.columns import is_row
 from .data.files import is_file
+from .opening import Opened
 from .progress import followed
 from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
-    from .engines.torch import TorchEngine
-    from .generation.generator import Generator
+    from .certificate import Certificate
+    from .engines.base import Engine
     from .metrics.base import Report
     from .prediction import Cut
-    from .sources.base import Located
     from .training.merging import Merge
     from .training.plan import Plan
     from .training.request import Request
     from .training.run import Run
     from .training.tuning import Search
+    from .verification import Verified
 
 Listener = Callable[[Event], None]
 
 
-class LLM:
+class LLM(Opened):
     """A pretrained model, with or without a task.
 
     Example:
@@ -49,23 +50,6 @@ class LLM:
         >>> run = model.finetune(TextClassificationTask(num_labels=2), train_data, epochs=1)
         >>> model.predict("what a lovely day").label
     """
-
-    def __init__(self, located: Located) -> None:
-        """Wrap a model folder that a source has found; use ``from_pretrained``."""
-        self.located = located
-        self.task: Task | None = None
-        self._manifest = bundle.read_manifest(located.path) or {}
-        if "task" in self._manifest:
-            self.task = bundle.saved_task(self._manifest["task"], located.path)
-        self._origin = {k: v for k, v in self._manifest.items() if k in _LINEAGE}
-        self._report: Report | None = None
-        self._metrics: dict[str, float] = dict(self._manifest.get("metrics", {}))
-        self._tokenizer: Any = None
-        self._model: Any = None
-        self._tuned = False
-        self._engines: dict[tuple[str, ...], TorchEngine] = {}
-        self._generators: dict[tuple[str, ...], Generator] = {}
-        self._encoder: LLM | None = None
 
     @classmethod
     def from_pretrained(
@@ -115,30 +99,6 @@ class LLM:
 
         return cls.from_pretrained(create(config, tokenizer, seed=seed, output=output, overwrite=overwrite))
 
-    @property
-    def ref(self) -> str:
-        """What the model was asked for as."""
-        return self.located.ref
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer."""
-        if self._tokenizer is None:
-            from .loading import load_tokenizer
-
-            self._tokenizer = load_tokenizer(self.located.path)
-        return self._tokenizer
-
-    @property
-    def model(self) -> Any:
-        """The transformers model with the task's head, in float32."""
-        if self._model is None:
-            from .loading import load_model
-
-            task = self._fitted()
-            self._model = load_model(self.located.path, task, known=task, complete=True, base=self.located.base).model
-        return self._model
-
     def plan(
         self,
         task: Task,
@@ -156,7 +116,7 @@ class LLM:
         """
         from .training.plan import plan
 
-        events = plan(self._request(task, data, eval_data, columns), _options(FinetuneConfig, config, options))
+        events = plan(self._request(task, data, eval_data, columns), FinetuneConfig.of(options, config))
         return followed(events, progress)  # type: ignore[no-any-return]
 
     def finetune(
@@ -198,13 +158,11 @@ class LLM:
         """
         from .training.run import finetune
 
-        settled = _options(FinetuneConfig, config, options)
+        settled = FinetuneConfig.of(options, config)
         model = self._reusable(task) if self._tuned or settled.adapter == "none" else None
         request = self._request(task, data, eval_data, columns)
         events = finetune(request, settled, output=output, overwrite=overwrite, resume=resume, model=model)
-        self._engines.clear()
-        self._generators.clear()
-        self._encoder = None
+        self._forget()
         try:
             kept = followed(events, progress)
         except (TrainingError, KeyboardInterrupt) as stopped:
@@ -277,7 +235,7 @@ class LLM:
             DataError: a row has no usable text.
         """
         task = self._fitted()
-        config = _options(PredictConfig, None, {} if task.generates else options)
+        config = PredictConfig.of({} if task.generates else options)
         if (isinstance(data, str) and not is_file(data)) or is_row(data, task, columns):
             (answer,) = self._predictions([data], columns, config, progress, options)
             return answer
@@ -352,7 +310,7 @@ class LLM:
         """
         from .generation.generator import write
 
-        config = _options(GenerateConfig, None, options)
+        config = GenerateConfig.of(options)
         return write(
             self._generator(config), prompt, config,
             stop=stop, stream=stream, json_schema=json_schema, logprobs=logprobs,
@@ -383,11 +341,11 @@ class LLM:
         if documents is not None or qrels is not None:
             from .retrieval import evaluate_search
 
-            searched = _options(EvaluateConfig, None, options)
+            searched = EvaluateConfig.of(options)
             return followed(evaluate_search(self.embed, data, documents, qrels, searched, columns), progress)  # type: ignore[no-any-return]
         writing = _writing(options) if self._fitted().scores_answers else {}
         scoring = {name: value for name, value in options.items() if name not in writing}
-        config = _options(EvaluateConfig, None, scoring)
+        config = EvaluateConfig.of(scoring)
         if writing:
             self._write_config(writing)  # what is wrong is told before anything is computed
         from .evaluation import scored
@@ -421,9 +379,7 @@ class LLM:
             self.model, task, self.tokenizer, length, data, columns=columns, tolerance=tolerance,
             untrained=lambda: self._untrained(task, PredictConfig(precision="float32")),
         )  # fmt: skip
-        self._engines.clear()
-        self._generators.clear()
-        self._encoder = None
+        self._forget()
         self._model, self._tuned = merged.model, True
         if merged.report is not None:
             self._report, self._metrics = merged.report, {k: v.value for k, v in merged.report.metrics.items()}
@@ -440,6 +396,57 @@ class LLM:
             overwrite=overwrite,
         )
 
+    def export(
+        self, output: str | Path, target: str = "onnx", *, data: Any = None, calibration: Any = None,
+        columns: Mapping[str, str] | None = None, overwrite: bool = False, progress: bool | Listener = False,
+        command: Sequence[str] = (), **options: Any,
+    ) -> Certificate:  # fmt: skip
+        """Write the model in another format, and prove in that format's own runtime that it is the same model.
+
+        Args:
+            output: folder for the artifact; ``LLM.from_pretrained`` opens it.
+            target: the format: ``onnx``, ``openvino``, ...
+            data: labelled rows, on which its score is compared; needed where ``quantize`` changes the answers.
+            calibration: rows on which int8 finds the ranges of its numbers; ``data`` if not given.
+            columns: task field -> column.
+            overwrite: replace an existing output.
+            progress: show progress on the terminal, or a function that is called with each event.
+            command: what repeats the export, for the certificate.
+            **options: fields of ``ExportConfig``.
+
+        Returns:
+            What was found: differences, scores, size, speed, memory.
+
+        Raises:
+            UsageError: the format holds no such model, or rows are needed.
+            ParityError: the artifact is not the same model, or loses more than ``accept_drop``; nothing is left behind.
+        """
+        from .export import Job, export
+        from .exporters.base import Source
+
+        config, task = ExportConfig.of(options), self._fitted()
+        source = Source(self.model.cpu().eval(), task, self.tokenizer)
+        job = Job(source, self._manifest or self._origin, self._max_length(config), target, config.quantize, data,
+                  calibration, columns, config.accept_drop, config.batch_size, command)  # fmt: skip
+        return followed(export(job, output, overwrite=overwrite), progress)  # type: ignore[no-any-return]
+
+    def verify(
+        self, data: Any = None, *, columns: Mapping[str, str] | None = None, progress: bool | Listener = False
+    ) -> Verified:
+        """Check the model's folder: its files, tokenizer and golden rows, and with labelled rows its score.
+
+        Raises:
+            BundleError: files are missing or were changed.
+            ParityError: tokens, outputs or the score are not those of the model that was saved or exported.
+        """
+        from .verification import verify
+
+        events = verify(
+            self.located.path, self._fitted(), self.tokenizer, lambda: self.model, self._max_length(PredictConfig()),
+            data=data, columns=columns,
+        )  # fmt: skip
+        return followed(events, progress)  # type: ignore[no-any-return]
+
     # -- inside -------------------------------------------------------------------------------------
 
     def _as_encoder(self, *, normalize: bool) -> LLM:
@@ -452,28 +459,17 @@ class LLM:
             if getattr(load_config(self.located.path), "is_encoder_decoder", False):
                 raise UsageError(f"{self.ref} is an encoder with a decoder, which gives no vector for a text",
                                  hint="an encoder, such as a BERT or a sentence-transformers model")  # fmt: skip
-            self._encoder = copy(self)
-            self._encoder._engines = {}
-            self._encoder._model = None if self.task is None else self.model.base_model
+            encoder = copy(self)
+            encoder._engines = {}
+            encoder._model = None if self.task is None else self.model.base_model
+            self._encoder = encoder
         self._encoder.task = TextEmbedding(normalize=normalize)
-        return self._encoder
+        return self._encoder  # type: ignore[no-any-return]
 
     def _adopt(self, model: Any, task: Task, run: Run) -> None:
         self._model, self.task, self._report, self._metrics = model, task, run.report, run.metrics
         self._tuned = True
         self._origin = run.lineage
-
-    def _fitted(self) -> Task:
-        if self.task is None:
-            raise NotFittedError(
-                f"{self.ref} has no task yet", hint="finetune it first, or open a folder that finetune or save wrote"
-            )
-        return self.task
-
-    def _request(self, task: Task, data: Any, eval_data: Any, columns: Mapping[str, str] | None) -> Request:
-        from .training.request import Request
-
-        return Request(self.located, self.tokenizer, self.task, task, data, eval_data, columns)
 
     def _reusable(self, task: Task) -> Any:
         """Return the model in memory if it was tuned for these labels already, else None."""
@@ -482,39 +478,11 @@ class LLM:
         same = task.to_dict().get("labels") in (None, self.task.to_dict().get("labels"))
         return self._model if same and type(task) is type(self.task) else None
 
-    def _engine(self, config: PredictConfig) -> TorchEngine:
-        from .core import hardware
-        from .engines.torch import TorchEngine
+    def _request(self, task: Task, data: Any, eval_data: Any, columns: Mapping[str, str] | None) -> Request:
+        from .training.request import Request
 
-        hardware.set_threads(config.threads)
-        device = hardware.pick_device(config.device)
-        precision, _ = hardware.pick_precision(config.precision, device)
-        key = (precision, config.speed, str(device))
-        if key not in self._engines:
-            self._engines = {
-                key: TorchEngine(
-                    self.model.to(device),
-                    self.tokenizer.pad_token_id or 0,
-                    output=self._fitted().output,
-                    precision=precision,
-                    speed=config.speed,
-                    likeliest=self._fitted().likeliest,
-                )
-            }
-        return self._engines[key]
-
-    def _generator(self, config: GenerateConfig) -> Generator:
-        from .generation.generator import opened
-
-        if self._model is None and self.task is None:
-            from .loading import load_writer
-
-            self._model = load_writer(self.located.path)
-        key = (config.precision, config.speed, config.device)
-        if key not in self._generators:
-            model = self._model if self.task is None else self.model
-            self._generators = {key: opened(model, self.tokenizer, self.located.path, config)}
-        return self._generators[key]
+        self._refuse_artifact()
+        return Request(self.located, self.tokenizer, self.task, task, data, eval_data, columns)
 
     def _written(self, rows: Iterable[Row], options: Mapping[str, Any], cut: Cut | None = None) -> Iterator[Any]:
         """Yield the answers that the model writes to rows; ``options`` go before what the task settles."""
@@ -533,9 +501,9 @@ class LLM:
                 )
         settled = task.generation(self.tokenizer)
         more: dict[str, Any] = {name: settled.pop(name) for name in ("first_token", "start_token") if name in settled}
-        return _options(WriteConfig, None, {**settled, **options}), more
+        return WriteConfig.of({**settled, **options}), more
 
-    def _untrained(self, task: Task, config: PredictConfig) -> TorchEngine:
+    def _untrained(self, task: Task, config: PredictConfig) -> Engine:
         """Return what runs the model as it was before its training."""
         base = self._origin.get("base") or {"ref": self.ref}
         try:
@@ -547,15 +515,6 @@ class LLM:
             ) from error
         before.task = task
         return before._engine(config)
-
-    def _max_length(self, config: PredictConfig) -> int:
-        from .loading import longest_input
-
-        limit = longest_input(self.located.path, self.tokenizer)
-        if config.max_length is not None and config.max_length > limit:
-            raise UsageError(f"max_length={config.max_length}, but this model takes at most {limit} tokens",
-                             hint=f"max_length={limit}")  # fmt: skip
-        return config.max_length or limit
 
     def _predictions(
         self, data: Any, columns: Mapping[str, str] | None, config: PredictConfig, progress: Listener | None,
@@ -584,13 +543,6 @@ class LLM:
                     progress(Note(str(cut), "warning"))
 
         return told()
-
-
-_LINEAGE = ("base", "data", "max_length")
-
-
-def _options(kind: type[Config], recipe: str | Path | None, options: Mapping[str, Any]) -> Any:
-    return kind.of({**(read_recipe(recipe) if recipe else {}), **options})
 
 
 def _writing(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, golden
 from .architectures._adapters import attached, described, load, write
 from .core import bundle
-from .loading import quiet
+from .core.errors import LLMasOSError
+from .loading import longest_input, quiet
 from .metrics.base import Report
 from .tasks.base import Task
 
@@ -30,6 +32,7 @@ def save(
     for name, content in task.extra_files(model.config).items():
         (path / name).parent.mkdir(exist_ok=True)
         bundle.write_json(path / name, content)
+    _write_golden(path, model, tokenizer, task)
     bundle.write_manifest(
         path,
         {
@@ -42,6 +45,12 @@ def save(
             **origin,
         },
     )
+
+
+def _write_golden(path: Path, model: Any, tokenizer: Any, task: Task) -> None:
+    """Write the golden rows. A model that cannot read them (of ten tokens at most, say) is saved without."""
+    with suppress(LLMasOSError):
+        golden.make(model, task, tokenizer, longest_input(path, tokenizer)).write(path)
 
 
 def tokenizer_contract(path: Path, tokenizer: Any) -> dict[str, Any]:

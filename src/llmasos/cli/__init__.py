@@ -33,6 +33,8 @@ VERBS = {
     "tokenizer": "Learn a tokenizer from texts.",
     "create": "Make a model of random weights, to train from scratch.",
     "merge": "Fold an adapter into its base model, and prove it.",
+    "export": "Write a model in another format, and prove that it is the same model.",
+    "verify": "Check that a model or an export is what it was where it was made.",
 }
 """The verbs, in the order of ``--help``; ``cli/<verb>.py`` holds its ``run`` and its ``EXAMPLES``."""
 

@@ -19,7 +19,7 @@ from . import atomic, plugins
 from .atomic import recover, write_json, write_text
 from .errors import BundleError
 
-__all__ = ["ADAPTER", "ADAPTER_CONFIG", "FORMAT", "MANIFEST", "check_folder", "check_remote_code", "digest",
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "FORMAT", "MANIFEST", "artifact_of", "check_folder", "check_remote_code", "digest",
            "inside", "is_adapter", "is_bundle", "read_manifest", "recover", "saved_task", "verify", "weight_files",
            "write_folder", "write_json", "write_manifest", "write_text"]  # fmt: skip
 
@@ -90,6 +90,24 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return content
 
 
+def artifact_of(manifest: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a manifest says of an exported model: its target, engine, precision and files; None for others.
+
+    Raises:
+        BundleError: it makes no sense, or names a file outside of the folder.
+    """
+    found = (manifest or {}).get("artifact")
+    if found is None:
+        return None
+    words = ("target", "engine", "precision")
+    if not isinstance(found, dict) or not all(isinstance(found.get(word), str) for word in words):
+        raise BundleError(f"the artifact in {MANIFEST} makes no sense: {found!r}", hint="export the model again")
+    files = found.get("files")
+    if not isinstance(files, list) or not files or not all(isinstance(name, str) and inside(name) for name in files):
+        raise BundleError(f"the artifact's files in {MANIFEST} make no sense: {files!r}", hint="export the model again")
+    return found
+
+
 def verify(folder: Path) -> None:
     """Compare every file with the digest that ``llmasos.json`` holds; a folder without one passes.
 
@@ -124,7 +142,11 @@ def check_folder(folder: str | Path, *, weights: bool = True) -> None:
             f"{folder} is not a model: it has no config.json", hint="give the folder that holds config.json"
         )
     check_remote_code(folder)
-    if weights:
+    artifact = artifact_of(read_manifest(folder))
+    if artifact is not None:
+        if missing := [name for name in artifact["files"] if not (folder / name).is_file()]:
+            raise BundleError(f"{folder} lacks {', '.join(missing)}", hint="copy or export the model again")
+    elif weights:
         for name in weight_files(folder):
             _check_weights(folder / name)
 

@@ -39,8 +39,9 @@ class Config:
             _check(item, getattr(self, item.name))
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Build from keyword values; unknown names are an error with a suggestion."""
+    def of(cls, values: Mapping[str, Any], recipe: str | Path | None = None) -> Self:
+        """Build from keyword values, which go before a recipe's; unknown names are an error with a suggestion."""
+        values = {**(read_recipe(recipe) if recipe else {}), **values}
         known = {item.name: item for item in fields(cls)}
         for name in values:
             if name not in known:
@@ -302,6 +303,18 @@ class EvaluateConfig(PredictConfig):
 
 
 @dataclass(frozen=True)
+class ExportConfig(Config):
+    """How to export."""
+
+    quantize: str | None = option(None, "number format of the export, such as int8; float32 if not given")
+    accept_drop: float | None = option(
+        None, "how much of the score may be lost, in percent of it; by number format if not given", least=0.0
+    )
+    batch_size: int = option(32, "rows computed at once while it is checked", least=1)
+    max_length: int | None = option(None, "longest text in tokens; the model's limit if not given", least=8)
+
+
+@dataclass(frozen=True)
 class GenerateConfig(Config):
     """How to write text."""
 
@@ -467,7 +480,7 @@ def _hints(owner: type) -> dict[str, Any]:
 
 
 def _owner(item: Field[Any]) -> type:
-    return next(c for c in (FinetuneConfig, TuneConfig, EvaluateConfig, WriteConfig) if item in fields(c))
+    return next(c for c in (FinetuneConfig, TuneConfig, EvaluateConfig, ExportConfig, WriteConfig) if item in fields(c))
 
 
 def _typed(item: Field[Any], value: Any) -> Any:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core.messages import receive, send
 from . import losses, mapping, models
-from .messages import receive, send
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """torch's AdamW. Keras's own adds its epsilon at another place, which at the first step is a factor of thirty."""

@@ -87,6 +87,9 @@ class Encoding(NamedTuple):
     context: Any = None
 
 
+SCRIPTS = "Ünïcode: 你好，世界。 Привет! こんにちは — naïve café, 3.14 € (A1-b2) 🙂 ..."
+"""What tokenizers tell apart in different ways."""
+
 SETTLED: dict[str, Any] = {"settled": True}
 """Metadata of a task's dataclass field that ``fitted`` fills in and nobody sets."""
 
@@ -322,6 +325,18 @@ class Task(ABC):
     def variants(cls) -> list[Self]:
         """Return the ways of this task that differ in their metrics."""
         return [cls()]
+
+    def golden(self) -> list[dict[str, Any]]:
+        """Return rows by which a copy of the model is compared with it, wherever it runs; none of them is a user's.
+
+        A few of the sample, one that is as long as all of it, and one of many scripts.
+        """
+        _, rows = type(self).sample()
+        texts = [f.name for f in self.fields if f.kind == "text" and not f.is_answer and f.name in rows[0]]
+        if not texts:
+            return rows[:6]
+        long = {name: " ".join(str(row[name]) for row in rows) for name in texts}
+        return [*rows[:4], {**rows[0], **long}, {**rows[0], **dict.fromkeys(texts, SCRIPTS)}]
 
     @classmethod
     @abstractmethod

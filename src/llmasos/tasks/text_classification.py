@@ -374,6 +374,11 @@ class TextClassificationTask(Task):
         bad = [{"text": f"a bad day number {i}", "label": "complaint"} for i in range(12)]
         return cls(), [row for pair in zip(good, bad, strict=True) for row in pair]
 
+    def golden(self) -> list[dict[str, Any]]:
+        """Return rows for comparisons; see ``Task.golden``."""
+        rows = super().golden()
+        return [{**row, "text_pair": rows[-1 - i]["text"]} for i, row in enumerate(rows)] if self.pairs else rows
+
     @property
     def _index(self) -> dict[Label, int]:
         if self.labels is None:

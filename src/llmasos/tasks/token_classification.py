@@ -23,7 +23,7 @@ from ..core.errors import DataError, UsageError, did_you_mean, shown
 from ..metrics.base import finite
 from ..metrics.entities import OUTSIDE, EntityScorer, Span, spans_of
 from ._words import Pieces, joined, split_words, windows
-from .base import IGNORED, Encoding, Field, Problem, Row, Task
+from .base import IGNORED, SCRIPTS, Encoding, Field, Problem, Row, Task
 
 if TYPE_CHECKING:
     import torch
@@ -475,6 +475,11 @@ class TokenClassificationTask(Task):
             rows.append({"tokens": ["ask", *person, "in", *place], "tags": ["O", *ask[0], "O", *ask[1]]})
             rows.append({"tokens": ["in", *place, "ask", *person], "tags": ["O", *ask[1], "O", *ask[0]]})
         return cls(), rows
+
+    def golden(self) -> list[dict[str, Any]]:
+        """Return rows for comparisons; see ``Task.golden``."""
+        _, rows = type(self).sample()
+        return [*rows[:4], {"tokens": [word for row in rows for word in row["tokens"]]}, {"tokens": SCRIPTS.split()}]
 
     @property
     def _index(self) -> Mapping[str, int]:

@@ -24,6 +24,8 @@ from ..tasks.base import Task
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ..engines.base import Engine
+
 CHANGE = 1e-3
 """Largest change of an output, relative to the largest output, where no metric decides: float32 rounds to 1e-7, and
 sums over thousands of products lose three digits of it."""
@@ -69,7 +71,7 @@ def merge(
     *,
     columns: Mapping[str, str] | None = None,
     tolerance: float = 0.0,
-    untrained: Callable[[], TorchEngine] | None = None,
+    untrained: Callable[[], Engine] | None = None,
 ) -> Merged:
     """Fold a copy of the model, compare, and return it.
 

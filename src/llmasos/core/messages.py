@@ -1,4 +1,4 @@
-"""Messages between the run and the process that a framework trains in: one line of JSON, then arrays.
+"""Messages between a process and one that it started: one line of JSON, then arrays.
 
 The arrays follow their line as safetensors, so that nothing but numbers and words ever crosses.
 """

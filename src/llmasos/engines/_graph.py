@@ -1,0 +1,101 @@
+"""What engines of exported graphs share: padded batches in under transformers' names, arrays out, no torch anywhere."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import BundleError
+from ..data.batching import Batch, pad
+
+IGNORED = -100
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class GraphEngine(ABC):
+    """Run an exported graph on batches; see ``engines/base.py``.
+
+    Args:
+        folder: the artifact.
+        artifact: what its manifest says of it; ``files`` and ``precision`` are read.
+        pad_id: id for padding.
+        output: what the task reads (``Task.output``).
+        likeliest: for output "vocabulary", how many of the likeliest tokens to give of each place.
+        threads: processor threads; one a core if None.
+
+    Raises:
+        MissingExtraError: the runtime is not installed.
+        BundleError: it cannot read the graph.
+    """
+
+    at_once = 1
+
+    def __init__(
+        self, folder: Path, artifact: Mapping[str, Any], *, pad_id: int, output: str, likeliest: int = 0,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
+        self.pad_id, self.output, self.likeliest = pad_id, output, likeliest
+        self.how = f"{artifact['precision']}, {type(self).__name__}"
+        self.names = self._open(folder, artifact, threads)
+
+    @abstractmethod
+    def _open(self, folder: Path, artifact: Mapping[str, Any], threads: int | None) -> Sequence[str]:
+        """Load the graph; return the names of its inputs."""
+
+    @abstractmethod
+    def _run(self, inputs: Arrays) -> Arrays:
+        """Compute; return the outputs under transformers' names."""
+
+    def together(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
+        """Compute one batch after the other."""
+        return [self.outputs(batch) for batch in batches]
+
+    def outputs(self, batch: Batch) -> NDArray[np.float32]:
+        """Return outputs as ``engines/base.py`` says."""
+        inputs = pad(batch, self.pad_id)
+        if "token_type_ids" in self.names and "token_type_ids" not in inputs:
+            inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"])
+        found = self._run({name: inputs[name] for name in self.names})
+        return np.asarray(self._read(found, batch, inputs["attention_mask"].astype(bool)), dtype=np.float32)
+
+    def _read(self, found: Arrays, batch: Batch, inside: NDArray[np.bool_]) -> NDArray[Any]:
+        if self.output == "embedding":
+            mask = inside[..., None].astype(np.float32)
+            return np.asarray((found["last_hidden_state"] * mask).sum(1) / mask.sum(1))
+        if self.output == "row":
+            return found["logits"]
+        logits = (
+            np.stack([found["start_logits"], found["end_logits"]], axis=-1)
+            if "start_logits" in found
+            else found["logits"]
+        )[inside]
+        return logits if self.output == "token" else scores(logits, batch, self.likeliest)
+
+
+def scores(logits: NDArray[Any], batch: Batch, likeliest: int) -> NDArray[np.float32]:
+    """Return what ``tasks/_losses.py``'s ``token_scores`` does, of logits (tokens, vocabulary), without torch."""
+    assert batch.targets is not None
+    places = np.flatnonzero(batch.targets != IGNORED)
+    out = np.zeros((len(places), 2 + 2 * likeliest), dtype=np.float32)
+    for line, place in zip(out, places, strict=True):  # one line of the vocabulary at a time, in double precision
+        row = logits[place].astype(np.float64)
+        chances = row - row.max()
+        chances -= np.log(np.exp(chances).sum())
+        target = int(batch.targets[place])
+        line[:2] = -chances[target], chances.argmax() == target
+        if likeliest:
+            best = np.argsort(-chances, kind="stable")[:likeliest]
+            line[2:] = [*best, *chances[best]]
+    return out
+
+
+def unreadable(folder: Path, runtime: str, error: Exception) -> BundleError:
+    """Word the error of a runtime that cannot read an artifact."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return BundleError(f"{runtime} cannot open the model in {folder}: {reason[:300]}", hint="export it again")

@@ -1,0 +1,342 @@
+"""The export gate: an artifact takes its name only when its own runtime has shown that it is the same model.
+
+What an exporter wrote is opened by the engine of its format, in a process of its own, and must make of the golden rows
+and of labelled rows what the model made of them: the same tokens, outputs within the tolerance of its precision, and a
+score that loses no more than allowed. Otherwise nothing is left behind. What was found is written into the artifact as
+``certificate.json``; ``verify`` finds it again from the files alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__, golden
+from .certificate import CERTIFICATE, TOLERANCES, Certificate, Score
+from .core import bundle, hardware, plugins
+from .core.errors import ParityError, UsageError
+from .core.events import Event, Note, Phase, Progress, Saved
+from .data.dataset import Dataset, read
+from .data.encoding import Encoded, encode
+from .engines._apart import Apart
+from .engines.base import Engine
+from .engines.torch import TorchEngine
+from .evaluation import evaluate
+from .exporters._sensitivity import ranked
+from .exporters.base import Exporter, Source
+from .metrics.base import LOWER_IS_BETTER, Interval
+from .prediction import predict
+from .saving import tokenizer_contract
+from .tasks.base import Task
+
+_TIMED = 30  # runs of one row, for its latency
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is exported, how, and on what it is judged.
+
+    Args:
+        source: the model.
+        manifest: what ``llmasos.json`` says of it.
+        max_length: the longest text in tokens.
+        target, precision: the format.
+        data: labelled rows for the score.
+        calibration: rows for ranges of activations; ``data`` if not given.
+        columns: task field -> column.
+        accept_drop: how much of the score may be lost, in percent; by precision if not given.
+        batch_size: rows computed at once.
+        command: what repeats the export.
+    """
+
+    source: Source
+    manifest: Mapping[str, Any]
+    max_length: int
+    target: str
+    precision: str | None = None
+    data: Any = None
+    calibration: Any = None
+    columns: Mapping[str, str] | None = None
+    accept_drop: float | None = None
+    batch_size: int = 32
+    command: Sequence[str] = ()
+
+
+def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Generator[Event, None, Certificate]:
+    """Write an artifact, judge it, and give it its name.
+
+    Yields:
+        What is being done. The certificate is the generator's return value.
+
+    Raises:
+        UsageError: the format holds no such model, or rows are needed.
+        ParityError: the artifact is not the same model; nothing is left behind.
+    """
+    exporter: Exporter = plugins.load("exporters", job.target)
+    precision = job.precision or exporter.precisions[0]
+    exporter.check(job.source.task, precision)
+    output = Path(output)
+    _check_free(output, overwrite=overwrite)
+    quantized = TOLERANCES[precision].drop > TOLERANCES["bfloat16"].drop
+    if quantized and job.data is None:
+        raise UsageError(
+            f"{precision} changes what the model answers, so its score must be compared",
+            hint="give labelled rows: data=..., --data dev.jsonl",
+        )
+    rows = calibration = None
+    if job.data is not None:
+        yield Phase("read")
+        rows = Rows(job, job.data)
+    if precision in exporter.calibrated:
+        calibration = (Rows(job, job.calibration) if job.calibration is not None else rows).encoded  # type: ignore[union-attr]
+        if job.calibration is None:
+            yield Note("calibrated on the rows that it is scored on; other rows, as those of the training, are fairer")
+    original = Judged(job, rows, TorchEngine(
+        job.source.model, job.source.tokenizer.pad_token_id or 0, output=job.source.task.output,
+        likeliest=job.source.task.likeliest, speed="plain",
+    ))  # fmt: skip
+    if rows is not None:
+        yield Phase("score the model", len(rows.encoded))
+        original.score()
+        yield Progress(len(rows.encoded))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+        source, order = replace(job.source, calibration=calibration), None
+        while True:
+            work = Path(scratch) / f"kept-{len(source.kept)}"
+            work.mkdir()
+            yield Phase(f"export to {job.target}, {precision}")
+            content = _written(job, exporter, source, work, precision)
+            yield Phase("run it", None if rows is None else len(rows.encoded))
+            certificate, faults = _judged(job, original, rows, work, content)
+            if not faults:
+                break
+            order = order or _order(exporter, source, precision)
+            if len(source.kept) * 2 >= len(order):
+                raise _refused(job, precision, certificate, faults, source.kept)
+            source = replace(source, kept=tuple(order[: max(1, 2 * len(source.kept))]))
+            yield Note(f"{faults[0]}; once more, with {', '.join(source.kept)} in float32", "warning")
+            shutil.rmtree(work)
+        bundle.write_json(work / CERTIFICATE, certificate.as_dict())
+        bundle.write_manifest(work, content)
+        yield Phase("save")
+        path = bundle.write_folder(output, lambda folder: _move(work, folder), overwrite=overwrite)
+    yield Saved(path)
+    return replace(certificate, path=path)
+
+
+# -- what is written ----------------------------------------------------------------------------------
+
+
+def _written(job: Job, exporter: Exporter, source: Source, work: Path, precision: str) -> dict[str, Any]:
+    """Write the artifact; return what its manifest says."""
+    rows = golden.make(source.model, source.task, source.tokenizer, job.max_length)
+    found = exporter.write(source, work, precision)
+    source.tokenizer.save_pretrained(work)
+    source.model.config.save_pretrained(work)
+    rows.write(work)
+    artifact = {"target": exporter.target, "engine": exporter.engine, "precision": precision, "files": found.files,
+                "kept": list(source.kept), "notes": found.notes}  # fmt: skip
+    same = {name: job.manifest[name] for name in ("base", "data", "metrics", "report", "max_length")
+            if name in job.manifest}  # fmt: skip
+    return {
+        "made_by": f"llmasos {__version__}",
+        "task": source.task.to_dict(),
+        "tokenizer": tokenizer_contract(work, source.tokenizer),
+        "artifact": artifact,
+        **same,
+    }
+
+
+def _move(work: Path, folder: Path) -> None:
+    for item in sorted(work.iterdir()):
+        os.replace(item, folder / item.name)
+
+
+def _check_free(output: Path, *, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists already", hint="another output, or overwrite=True (--overwrite)")
+    if output.exists() and not bundle.is_bundle(output):
+        raise UsageError(f"{output} is no model folder, so it is not replaced", hint="another output")
+
+
+def _order(exporter: Exporter, source: Source, precision: str) -> list[str]:
+    """Return the parts that may stay in float32, the most sensitive first; none where the format cannot mix."""
+    if precision not in exporter.mixed:
+        return []
+    samples = list(replace(source, calibration=source.calibration).samples(16)) if source.calibration else []
+    return ranked(source.model, samples or [source.example()])
+
+
+# -- how it is judged ---------------------------------------------------------------------------------
+
+
+class Rows:
+    """Labelled rows, read and encoded once."""
+
+    def __init__(self, job: Job, data: Any) -> None:
+        task, tokenizer = job.source.task, job.source.tokenizer
+        self.rows: Dataset = read(data, task.fields, columns=job.columns)
+        self.encoded: Encoded = encode(self.rows, task, tokenizer, job.max_length, allow_truncated=1.0)
+
+
+class Judged:
+    """What an engine makes of the labelled rows: its report, its outputs, its answers."""
+
+    def __init__(self, job: Job, rows: Rows | None, engine: Engine) -> None:
+        self._job, self._rows, self.engine = job, rows, engine
+        self.outputs: list[Any] = []
+        self.report: Any = None
+        self.answers: list[Any] = []
+        self.fingerprint = rows.rows.fingerprint() if rows is not None else ""
+
+    def score(self) -> None:
+        """Compute everything."""
+        assert self._rows is not None
+        task, rows = self._job.source.task, self._rows
+        _, scorer = evaluate(
+            self.engine, task, rows.encoded, rows.rows, batch_size=self._job.batch_size, on_outputs=self.outputs.extend
+        )
+        self.report = scorer.report()
+        self.answers = list(map(_answer, predict(
+            self.engine, task, self._job.source.tokenizer, rows.rows.rows(np.unique(rows.encoded.rows)), max_length=self._job.max_length,
+            batch_size=self._job.batch_size,
+        )))  # fmt: skip
+
+
+def _answer(prediction: Any) -> Any:
+    """Return what an answer says, without how sure it is."""
+    return _said(prediction.as_dict() if hasattr(prediction, "as_dict") else prediction)
+
+
+def _said(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _said(value) for key, value in content.items() if not isinstance(value, float)}
+    if isinstance(content, list | tuple):
+        return [_said(value) for value in content if not isinstance(value, float)]
+    return content if isinstance(content, str | int | bool | None) else None
+
+
+def _judged(
+    job: Job, original: Judged, rows: Rows | None, work: Path, content: Mapping[str, Any]
+) -> tuple[Certificate, list[str]]:
+    """Run the artifact in its own runtime; return what was found, and what is wrong with it."""
+    artifact, task, tokenizer = content["artifact"], job.source.task, job.source.tokenizer
+    limit = TOLERANCES[artifact["precision"]]
+    limit = limit if job.accept_drop is None else replace(limit, drop=job.accept_drop)
+    kept = golden.read(work)
+    assert kept is not None
+    faults: list[str] = []
+    with opened(work, artifact, task, tokenizer) as engine:
+        apart = golden.compare(kept, engine, task, tokenizer)
+        if not apart.relative <= limit.outputs:
+            faults.append(
+                f"an output of golden row {apart.example + 1} differs by {apart.largest:.3g}, {apart.relative:.1%} of "
+                f"the largest; {artifact['precision']} allows {limit.outputs:.1%}"
+            )
+        latency, score, speed = _latency(engine, kept, task, tokenizer), None, None
+        if rows is not None:
+            found, before = Judged(job, rows, engine), engine.seconds
+            found.score()
+            speed = 2 * len(rows.encoded) / (engine.seconds - before)  # scored, and answered
+            score = _compared(task, original, found)
+            if not score.lost <= limit.drop + 1e-9:
+                faults.append(
+                    f"{score.metric} falls from {score.model.value:.4f} to {score.artifact.value:.4f} on {score.rows} "
+                    f"rows, {score.lost:.2f} % lost where {limit.drop:g} % is allowed"
+                )
+            if not score.relative <= limit.outputs:
+                faults.append(
+                    f"an output of the labelled rows differs by {score.difference:.3g}, {score.relative:.1%} of the "
+                    f"largest; {artifact['precision']} allows {limit.outputs:.1%}"
+                )
+            faults += _worst(task, original, found, rows) if faults else []
+        certificate = Certificate(
+            target=artifact["target"], precision=artifact["precision"], runtime=engine.how, tolerance=limit,
+            golden=apart, score=score,
+            size_bytes=sum((work / name).stat().st_size for name in artifact["files"]),
+            load_seconds=engine.load_seconds, open_seconds=engine.open_seconds, latency_ms=latency,
+            rows_per_second=speed, peak_bytes=engine.peak_bytes(), kept=tuple(artifact["kept"]),
+            notes=tuple(artifact["notes"]), files={name: bundle.digest(work / name) for name in artifact["files"]},
+            versions=versions(artifact["engine"]), machine=hardware.describe(), command=list(job.command),
+        )  # fmt: skip
+    return certificate, faults
+
+
+def opened(folder: Path, artifact: Mapping[str, Any], task: Task, tokenizer: Any) -> Apart:
+    """Open an artifact by the engine of its format, in a process of its own."""
+    return Apart(
+        folder, artifact, pad_id=tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest,
+        threads=hardware.physical_cores(),
+    )  # fmt: skip
+
+
+def _latency(engine: Engine, rows: golden.Golden, task: Task, tokenizer: Any) -> float:
+    """Return the median milliseconds of the first golden row, alone."""
+    (batch, *_) = golden.batches(rows, task, tokenizer)
+    times = []
+    for _ in range(_TIMED):
+        start = time.perf_counter()
+        engine.outputs(batch)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def _compared(task: Task, original: Judged, found: Judged) -> Score:
+    name = task.default_metric
+    before, after = (one.report.metrics[name] for one in (original, found))
+    apart = max(golden.difference(task, a, b) for a, b in zip(found.outputs, original.outputs, strict=True))
+    largest = max(float(np.abs(one).max(initial=0.0)) for one in original.outputs)
+    alike = sum(a == b for a, b in zip(found.answers, original.answers, strict=True))
+    return Score(
+        metric=name, rows=original.report.rows, fingerprint=original.fingerprint, model=Interval(*before),
+        artifact=Interval(*after), lost=lost(name, before.value, after.value),
+        agreement=alike / max(1, len(found.answers)), difference=apart, relative=apart / max(largest, 1e-30),
+    )  # fmt: skip
+
+
+def lost(metric: str, before: float, after: float) -> float:
+    """Return how much of a score is lost, in percent of what it was; negative where it is better."""
+    sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
+    return 100.0 * sign * (after - before) / max(abs(before), 1e-12)
+
+
+def _worst(task: Task, original: Judged, found: Judged, rows: Rows, most: int = 3) -> list[str]:
+    """Say which rows differ most."""
+    apart = [golden.difference(task, a, b) for a, b in zip(found.outputs, original.outputs, strict=True)]
+    worst = sorted(range(len(apart)), key=lambda i: -apart[i])[:most]
+    numbers = [int(rows.encoded.rows[i // rows.encoded.group]) for i in worst]
+    return [f"row {number + 1} differs by {apart[i]:.3g}" for i, number in zip(worst, numbers, strict=True)]
+
+
+def _refused(
+    job: Job, precision: str, certificate: Certificate, faults: Sequence[str], kept: Sequence[str]
+) -> ParityError:
+    mixed = f", also with {', '.join(kept)} in float32" if kept else ""
+    lines = "".join(f"\n  {fault}" for fault in faults)
+    hint = "another precision or format"
+    if certificate.score is not None and certificate.score.lost > 0.0:
+        hint += f", or a budget: accept_drop={max(0.1, np.ceil(10 * certificate.score.lost) / 10):g} (--accept-drop)"
+    return ParityError(f"the {job.target} model in {precision} is not the same model{mixed}:{lines}", hint=hint)
+
+
+def versions(engine: str) -> dict[str, str]:
+    """Return the versions of what runs an artifact, and of what made it."""
+    from importlib import metadata
+
+    out = {"llmasos": __version__}
+    for name in (engine, "torch", "transformers", "tokenizers", "numpy"):
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out

@@ -1,0 +1,145 @@
+"""A model's folder, and all that is opened from it when it is first needed: tokenizer, weights, what runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .core import bundle, plugins
+from .core.config import ExportConfig, GenerateConfig, PredictConfig
+from .core.errors import NotFittedError, UsageError
+from .tasks.base import Task
+
+if TYPE_CHECKING:
+    from .engines.base import Engine
+    from .generation.generator import Generator
+    from .metrics.base import Report
+    from .sources.base import Located
+
+_LINEAGE = ("base", "data", "max_length")
+
+
+class Opened:
+    """The inside of an ``LLM``."""
+
+    def __init__(self, located: Located) -> None:
+        """Wrap a model folder that a source has found; use ``LLM.from_pretrained``."""
+        self.located = located
+        self.task: Task | None = None
+        self._manifest = bundle.read_manifest(located.path) or {}
+        if "task" in self._manifest:
+            self.task = bundle.saved_task(self._manifest["task"], located.path)
+        self._origin = {k: v for k, v in self._manifest.items() if k in _LINEAGE}
+        self._report: Report | None = None
+        self._metrics: dict[str, float] = dict(self._manifest.get("metrics", {}))
+        self._tokenizer: Any = None
+        self._model: Any = None
+        self._tuned = False
+        self._forget()
+
+    @property
+    def ref(self) -> str:
+        """What the model was asked for as."""
+        return self.located.ref
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        if self._tokenizer is None:
+            from .loading import load_tokenizer
+
+            self._tokenizer = load_tokenizer(self.located.path)
+        return self._tokenizer
+
+    @property
+    def model(self) -> Any:
+        """The transformers model with the task's head, in float32.
+
+        Raises:
+            UsageError: this is an exported model.
+        """
+        if self._model is None:
+            from .loading import load_model
+
+            task = self._fitted()
+            self._refuse_artifact()
+            self._model = load_model(self.located.path, task, known=task, complete=True, base=self.located.base).model
+        return self._model
+
+    def _refuse_artifact(self) -> None:
+        if artifact := bundle.artifact_of(self._manifest):
+            raise UsageError(f"{self.ref} is a {artifact['target']} model, which answers and is scored, and no more",
+                             hint="open the model that it was exported from")  # fmt: skip
+
+    def _fitted(self) -> Task:
+        if self.task is None:
+            raise NotFittedError(
+                f"{self.ref} has no task yet", hint="finetune it first, or open a folder that finetune or save wrote"
+            )
+        return self.task
+
+    def _forget(self) -> None:
+        """Close what runs the model, since the model is not what it was."""
+        self._engines: dict[tuple[Any, ...], Engine] = {}
+        self._generators: dict[tuple[str, ...], Generator] = {}
+        self._encoder: Any = None
+
+    def _engine(self, config: PredictConfig) -> Engine:
+        """Return what runs the model: torch, or for an exported model the runtime of its format."""
+        artifact = bundle.artifact_of(self._manifest)
+        if artifact is None:
+            from .core import hardware
+
+            hardware.set_threads(config.threads)
+        key = config.precision, config.speed, config.device, artifact and config.threads
+        if key not in self._engines:
+            self._engines = {key: self._exported(config, artifact) if artifact else self._torch(config)}
+        return self._engines[key]
+
+    def _exported(self, config: PredictConfig, artifact: Mapping[str, Any]) -> Engine:
+        task = self._fitted()
+        allowed = {"precision": ("auto", artifact["precision"]), "speed": ("auto",), "device": ("auto", "cpu")}
+        for name, values in allowed.items():
+            if (value := getattr(config, name)) not in values:
+                raise UsageError(
+                    f"{name}={value}, but {self.ref} is a {artifact['target']} model in {artifact['precision']}",
+                    hint=f"leave {name} out, or open the model that it was exported from",
+                )
+        return plugins.load("engines", artifact["engine"])(  # type: ignore[no-any-return]
+            self.located.path, artifact, pad_id=self.tokenizer.pad_token_id or 0, output=task.output,
+            likeliest=task.likeliest, threads=config.threads,
+        )  # fmt: skip
+
+    def _torch(self, config: PredictConfig) -> Engine:
+        from .core import hardware
+        from .engines.torch import TorchEngine
+
+        device, task = hardware.pick_device(config.device), self._fitted()
+        precision, _ = hardware.pick_precision(config.precision, device)
+        return TorchEngine(
+            self.model.to(device), self.tokenizer.pad_token_id or 0, output=task.output, precision=precision,
+            speed=config.speed, likeliest=task.likeliest,
+        )  # fmt: skip
+
+    def _generator(self, config: GenerateConfig) -> Generator:
+        from .generation.generator import opened
+
+        self._refuse_artifact()
+        if self._model is None and self.task is None:
+            from .loading import load_writer
+
+            self._model = load_writer(self.located.path)
+        key = (config.precision, config.speed, config.device)
+        if key not in self._generators:
+            model = self._model if self.task is None else self.model
+            self._generators = {key: opened(model, self.tokenizer, self.located.path, config)}
+        return self._generators[key]
+
+    def _max_length(self, config: PredictConfig | ExportConfig) -> int:
+        from .loading import longest_input
+
+        limit = longest_input(self.located.path, self.tokenizer)
+        if config.max_length is not None and config.max_length > limit:
+            raise UsageError(f"max_length={config.max_length}, but this model takes at most {limit} tokens",
+                             hint=f"max_length={limit}")  # fmt: skip
+        return config.max_length or limit
