@@ -31,6 +31,34 @@ class Engine(Protocol):
         """Return the outputs of up to ``at_once`` batches."""
 
 
+class Stepper(Protocol):
+    """A loaded model that writes token by token, in numpy alone; ``decoders/base.py`` has the same in torch.
+
+    A row's logits must not depend on the rows beside it.
+    """
+
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> NDArray[np.float32]:
+        """Read prompts, with room for so many more tokens each; return the first logits, (prompts, vocabulary)."""
+
+    def step(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append one token to each row, (rows,); return the next logits, (rows, vocabulary)."""
+
+    def select(self, rows: NDArray[np.int64]) -> None:
+        """Go on with these rows, in this order."""
+
+
+class Author(Protocol):
+    """What the export gate asks of an engine whose model writes its answers; ``_writing.py`` makes one of a Stepper."""
+
+    def forced(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """Return for each token of each answer minus the logarithm of the probability that it was given after the
+        prompt and the tokens before it, and whether it was the likeliest: (tokens, 2) for each answer.
+        """
+
+    def greedy(self, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int]) -> list[list[int]]:
+        """Write the likeliest tokens after each prompt, up to one of ``ends`` (left out), ``most`` at most."""
+
+
 def few(batch: Batch, rows: int = 4) -> Batch:
     """Return a few sequences of a batch, and short beginnings of them: enough to compare two ways to compute.
 
