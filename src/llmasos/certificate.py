@@ -43,8 +43,8 @@ class Score:
     """What labelled rows say: the metric of the model and of the artifact, with 95 % intervals.
 
     ``lost`` is in percent of the model's value, negative where the artifact is better; ``agreement`` the share of the
-    rows that both answer alike; ``difference`` the largest of an output, and ``relative`` its share of the largest.
-    ``fingerprint`` is that of the rows.
+    rows that both answer alike, None where no answers were written; ``difference`` the largest of an output, and
+    ``relative`` its share of the largest. ``fingerprint`` is that of the rows.
     """
 
     metric: str
@@ -53,7 +53,7 @@ class Score:
     model: Interval
     artifact: Interval
     lost: float
-    agreement: float
+    agreement: float | None
     difference: float
     relative: float
 
@@ -67,8 +67,8 @@ class Score:
 class Certificate:
     """What the gate found, as ``certificate.json`` holds it. Times and memory are of this machine.
 
-    ``latency_ms`` is the median for one golden row alone, ``rows_per_second`` on the labelled rows in batches;
-    ``open_seconds`` is the runtime's part of ``load_seconds``, from the start of a process.
+    ``latency_ms`` is the median for one golden row alone, or for a token that is written; ``rows_per_second`` is on the
+    labelled rows in batches; ``open_seconds`` is the runtime's part of ``load_seconds``, from the start of a process.
     """
 
     target: str

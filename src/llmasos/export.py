@@ -13,7 +13,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator as Events
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,28 @@ import numpy as np
 from . import __version__, golden
 from .certificate import CERTIFICATE, TOLERANCES, Certificate, Score
 from .core import bundle, hardware, plugins
+from .core.config import WriteConfig
 from .core.errors import ParityError, UsageError
 from .core.events import Event, Note, Phase, Progress, Saved
 from .data.dataset import Dataset, read
 from .data.encoding import Encoded, encode
 from .engines._apart import Apart
+from .engines._writing import Scoring
 from .engines.base import Engine
 from .engines.torch import TorchEngine
 from .evaluation import evaluate
 from .exporters._sensitivity import ranked
 from .exporters.base import Exporter, Source
+from .generation.generator import Generator, of_artifact
 from .metrics.base import LOWER_IS_BETTER, Interval
-from .prediction import predict
+from .prediction import predict, written
 from .saving import tokenizer_contract
 from .tasks.base import Task
 
+WRITTEN = 100
+"""Labelled rows that a model is scored on which writes its answers."""
+LONGEST = 64
+"""Most tokens of such an answer."""
 _TIMED = 30  # runs of one row, for its latency
 
 
@@ -71,7 +79,7 @@ class Job:
     command: Sequence[str] = ()
 
 
-def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Generator[Event, None, Certificate]:
+def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Events[Event, None, Certificate]:
     """Write an artifact, judge it, and give it its name.
 
     Yields:
@@ -82,8 +90,8 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Generato
         ParityError: the artifact is not the same model; nothing is left behind.
     """
     exporter: Exporter = plugins.load("exporters", job.target)
-    precision = job.precision or exporter.precisions[0]
-    exporter.check(job.source.task, precision)
+    source = job.source
+    precision = exporter.check(source.task, source.model.config, job.precision)
     output = Path(output)
     _check_free(output, overwrite=overwrite)
     quantized = TOLERANCES[precision].drop > TOLERANCES["bfloat16"].drop
@@ -96,21 +104,18 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Generato
     if job.data is not None:
         yield Phase("read")
         rows = Rows(job, job.data)
-    if precision in exporter.calibrated:
+    if precision in exporter.calibrated and not source.task.generates:
         calibration = (Rows(job, job.calibration) if job.calibration is not None else rows).encoded  # type: ignore[union-attr]
         if job.calibration is None:
             yield Note("calibrated on the rows that it is scored on; other rows, as those of the training, are fairer")
-    original = Judged(job, rows, TorchEngine(
-        job.source.model, job.source.tokenizer.pad_token_id or 0, output=job.source.task.output,
-        likeliest=job.source.task.likeliest, speed="plain",
-    ))  # fmt: skip
+    original = _original(job, rows)
     if rows is not None:
         yield Phase("score the model", len(rows.encoded))
         original.score()
         yield Progress(len(rows.encoded))
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-        source, order = replace(job.source, calibration=calibration), None
+        source, order = replace(source, calibration=calibration), None
         while True:
             work = Path(scratch) / f"kept-{len(source.kept)}"
             work.mkdir()
@@ -143,9 +148,11 @@ def _written(job: Job, exporter: Exporter, source: Source, work: Path, precision
     found = exporter.write(source, work, precision)
     source.tokenizer.save_pretrained(work)
     source.model.config.save_pretrained(work)
+    if source.task.generates:
+        source.model.generation_config.save_pretrained(work)
     rows.write(work)
     artifact = {"target": exporter.target, "engine": exporter.engine, "precision": precision, "files": found.files,
-                "kept": list(source.kept), "notes": found.notes}  # fmt: skip
+                "kept": list(source.kept), "notes": found.notes, **found.more}  # fmt: skip
     same = {name: job.manifest[name] for name in ("base", "data", "metrics", "report", "max_length")
             if name in job.manifest}  # fmt: skip
     return {
@@ -181,19 +188,32 @@ def _order(exporter: Exporter, source: Source, precision: str) -> list[str]:
 
 
 class Rows:
-    """Labelled rows, read and encoded once."""
+    """Labelled rows, read and encoded once: all of them, or of a model that writes the first ones."""
 
     def __init__(self, job: Job, data: Any) -> None:
         task, tokenizer = job.source.task, job.source.tokenizer
         self.rows: Dataset = read(data, task.fields, columns=job.columns)
+        if task.generates and len(self.rows) > WRITTEN:
+            self.rows = self.rows.select(range(WRITTEN))
         self.encoded: Encoded = encode(self.rows, task, tokenizer, job.max_length, allow_truncated=1.0)
+
+    @property
+    def used(self) -> list[dict[str, Any]]:
+        """The rows that gave examples."""
+        return self.rows.rows(np.unique(self.encoded.rows))
 
 
 class Judged:
-    """What an engine makes of the labelled rows: its report, its outputs, its answers."""
+    """What an engine makes of the labelled rows: its report, its outputs, its answers.
 
-    def __init__(self, job: Job, rows: Rows | None, engine: Engine) -> None:
-        self._job, self._rows, self.engine = job, rows, engine
+    Args:
+        job, rows: what it is judged on.
+        engine: computes outputs.
+        generator: writes answers, where the task scores them.
+    """
+
+    def __init__(self, job: Job, rows: Rows | None, engine: Engine, generator: Callable[[], Generator]) -> None:
+        self._job, self._rows, self.engine, self._generator = job, rows, engine, generator
         self.outputs: list[Any] = []
         self.report: Any = None
         self.answers: list[Any] = []
@@ -202,15 +222,34 @@ class Judged:
     def score(self) -> None:
         """Compute everything."""
         assert self._rows is not None
-        task, rows = self._job.source.task, self._rows
+        task, rows, size = self._job.source.task, self._rows, self._job.batch_size
         _, scorer = evaluate(
-            self.engine, task, rows.encoded, rows.rows, batch_size=self._job.batch_size, on_outputs=self.outputs.extend
+            self.engine, task, rows.encoded, rows.rows, batch_size=size, on_outputs=self.outputs.extend
         )
+        if task.scores_answers:
+            settled = task.generation(self._job.source.tokenizer)
+            more: dict[str, Any] = {
+                name: settled.pop(name) for name in ("first_token", "start_token") if name in settled
+            }
+            config = WriteConfig.of({"max_new_tokens": LONGEST, "allow_truncated": 1.0, **settled})
+            found = list(written(self._generator(), task, rows.used, config, more))
+            task.score_answers(scorer, found, rows.used)
+            self.answers = list(map(_answer, found))
+        elif not task.generates:
+            self.answers = list(map(_answer, predict(
+                self.engine, task, self._job.source.tokenizer, rows.used, max_length=self._job.max_length,
+                batch_size=size,
+            )))  # fmt: skip
         self.report = scorer.report()
-        self.answers = list(map(_answer, predict(
-            self.engine, task, self._job.source.tokenizer, rows.rows.rows(np.unique(rows.encoded.rows)), max_length=self._job.max_length,
-            batch_size=self._job.batch_size,
-        )))  # fmt: skip
+
+
+def _original(job: Job, rows: Rows | None) -> Judged:
+    """Return what judges the model itself, by transformers' own forward in float32."""
+    model, task, tokenizer = job.source.model, job.source.task, job.source.tokenizer
+    engine = TorchEngine(
+        model, tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest, speed="plain"
+    )
+    return Judged(job, rows, engine, lambda: Generator(model, tokenizer, job.max_length, speed="plain"))
 
 
 def _answer(prediction: Any) -> Any:
@@ -238,6 +277,8 @@ def _judged(
     faults: list[str] = []
     with opened(work, artifact, task, tokenizer) as engine:
         apart = golden.compare(kept, engine, task, tokenizer)
+        if apart.written is not None and apart.written < 1.0 and artifact["precision"] == "float32":
+            faults.append(f"{1.0 - apart.written:.0%} of the golden answers are other tokens")
         if not apart.relative <= limit.outputs:
             faults.append(
                 f"an output of golden row {apart.example + 1} differs by {apart.largest:.3g}, {apart.relative:.1%} of "
@@ -245,9 +286,10 @@ def _judged(
             )
         latency, score, speed = _latency(engine, kept, task, tokenizer), None, None
         if rows is not None:
-            found, before = Judged(job, rows, engine), engine.seconds
+            found, before = _artifact(job, rows, engine, work), engine.seconds
             found.score()
-            speed = 2 * len(rows.encoded) / (engine.seconds - before)  # scored, and answered
+            if not task.generates:
+                speed = 2 * len(rows.encoded) / (engine.seconds - before)  # scored, and answered
             score = _compared(task, original, found)
             if not score.lost <= limit.drop + 1e-9:
                 faults.append(
@@ -267,9 +309,17 @@ def _judged(
             load_seconds=engine.load_seconds, open_seconds=engine.open_seconds, latency_ms=latency,
             rows_per_second=speed, peak_bytes=engine.peak_bytes(), kept=tuple(artifact["kept"]),
             notes=tuple(artifact["notes"]), files={name: bundle.digest(work / name) for name in artifact["files"]},
-            versions=versions(artifact["engine"]), machine=hardware.describe(), command=list(job.command),
+            versions=versions(artifact["engine"]), machine=_machine(), command=list(job.command),
         )  # fmt: skip
     return certificate, faults
+
+
+def _artifact(job: Job, rows: Rows, engine: Apart, work: Path) -> Judged:
+    """Return what judges the artifact."""
+    task, tokenizer = job.source.task, job.source.tokenizer
+    encodes = bool(getattr(job.source.model.config, "is_encoder_decoder", False))
+    judged = Scoring(engine, engine.how, encodes=encodes) if task.generates else engine
+    return Judged(job, rows, judged, lambda: of_artifact(work, engine, tokenizer, job.max_length))
 
 
 def opened(folder: Path, artifact: Mapping[str, Any], task: Task, tokenizer: Any) -> Apart:
@@ -280,19 +330,26 @@ def opened(folder: Path, artifact: Mapping[str, Any], task: Task, tokenizer: Any
     )  # fmt: skip
 
 
-def _latency(engine: Engine, rows: golden.Golden, task: Task, tokenizer: Any) -> float:
-    """Return the median milliseconds of the first golden row, alone."""
-    (batch, *_) = golden.batches(rows, task, tokenizer)
+def _latency(engine: Apart, rows: golden.Golden, task: Task, tokenizer: Any) -> float:
+    """Return the median milliseconds of the first golden row alone, or of a token of its answer."""
+    if rows.answers is None:
+        batch = golden.batches(rows, task, tokenizer)[0]
+        return _median(lambda: engine.outputs(batch))
+    prompt, answer = rows.ids[0][0], rows.answers[0]
+    return _median(lambda: engine.forced([prompt], [answer])) / max(1, len(answer))
+
+
+def _median(work: Callable[[], Any]) -> float:
     times = []
     for _ in range(_TIMED):
         start = time.perf_counter()
-        engine.outputs(batch)
+        work()
         times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
 
 
 def _compared(task: Task, original: Judged, found: Judged) -> Score:
-    name = task.default_metric
+    name = task.answer_metrics[0] if task.scores_answers else task.default_metric
     before, after = (one.report.metrics[name] for one in (original, found))
     apart = max(golden.difference(task, a, b) for a, b in zip(found.outputs, original.outputs, strict=True))
     largest = max(float(np.abs(one).max(initial=0.0)) for one in original.outputs)
@@ -300,7 +357,8 @@ def _compared(task: Task, original: Judged, found: Judged) -> Score:
     return Score(
         metric=name, rows=original.report.rows, fingerprint=original.fingerprint, model=Interval(*before),
         artifact=Interval(*after), lost=lost(name, before.value, after.value),
-        agreement=alike / max(1, len(found.answers)), difference=apart, relative=apart / max(largest, 1e-30),
+        agreement=alike / len(found.answers) if found.answers else None,
+        difference=apart, relative=apart / max(largest, 1e-30),
     )  # fmt: skip
 
 
@@ -327,6 +385,12 @@ def _refused(
     if certificate.score is not None and certificate.score.lost > 0.0:
         hint += f", or a budget: accept_drop={max(0.1, np.ceil(10 * certificate.score.lost) / 10):g} (--accept-drop)"
     return ParityError(f"the {job.target} model in {precision} is not the same model{mixed}:{lines}", hint=hint)
+
+
+def _machine() -> dict[str, Any]:
+    """Return what of this machine times and rounding depend on."""
+    found = hardware.describe()
+    return {name: found[name] for name in ("system", "processor", "cores", "memory_total")}
 
 
 def versions(engine: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,15 @@ from .data.encoding import Encoded, flattened
 from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
-    from .engines.base import Engine
+    from .engines._writing import Writing
+    from .engines.base import Author, Engine
 
 FILE = "golden.json"
 FORMAT = 1
 LENGTH = 128
 """Most tokens of a golden row."""
+WRITTEN = 16
+"""Most tokens of a golden answer."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,19 @@ class Golden:
     Args:
         rows: the rows, by the task's fields.
         max_length: what they are cut to.
-        ids: of each example, the tokens of its sequences, longest first.
-        outputs: of each example, what the model gives (``Task.output``), in the same order.
+        ids: of each example, the tokens of its sequences, longest first; of one that writes, its prompt.
+        outputs: of each example, what the model gives (``Task.output``), in the same order; of one that writes, what
+            ``engines/base.py``'s ``Author.forced`` gives for its answer.
+        answers: of each example of a model that writes, the likeliest tokens; else None.
+        ends: ids that end an answer.
     """
 
     rows: Sequence[Row]
     max_length: int
     ids: list[list[list[int]]]
     outputs: list[NDArray[np.float32]]
+    answers: list[list[int]] | None = None
+    ends: tuple[int, ...] = ()
 
     @property
     def largest(self) -> float:
@@ -55,8 +63,10 @@ class Golden:
     def write(self, folder: Path) -> None:
         """Write ``golden.json``, which any language reads."""
         examples = [{"ids": ids, "outputs": _rounded(out)} for ids, out in zip(self.ids, self.outputs, strict=True)]
-        content = {"format": FORMAT, "max_length": self.max_length, "rows": list(self.rows), "examples": examples}
-        bundle.write_json(folder / FILE, content)
+        if self.answers is not None:
+            examples = [one | {"answer": answer} for one, answer in zip(examples, self.answers, strict=True)]
+        content = {"format": FORMAT, "max_length": self.max_length, "ends": list(self.ends), "rows": list(self.rows)}
+        bundle.write_json(folder / FILE, {**content, "examples": examples})
 
 
 @dataclass(frozen=True)
@@ -64,12 +74,13 @@ class Difference:
     """How far the outputs of a copy are from the golden ones.
 
     ``largest`` is that of a single output, in example ``example`` (from 0); ``relative`` is its share of the largest
-    golden output.
+    golden output. ``written`` is the share of the answers that are the same to the last token, for a model that writes.
     """
 
     largest: float
     relative: float
     example: int
+    written: float | None = None
 
 
 def make(model: Any, task: Task, tokenizer: Any, limit: int) -> Golden:
@@ -83,22 +94,51 @@ def make(model: Any, task: Task, tokenizer: Any, limit: int) -> Golden:
     """
     import torch
 
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return (_written if task.generates else _computed)(model, task, tokenizer, min(LENGTH, limit))
+    finally:
+        model.train(was_training)
+
+
+def _computed(model: Any, task: Task, tokenizer: Any, length: int) -> Golden:
     from .architectures._plain import supervised, transformers_outputs
     from .tasks._losses import token_scores
 
-    rows, length = task.golden(), min(LENGTH, limit)
-    encoded, was_training = _encoded(task, tokenizer, rows, length), model.training
-    model.eval()
-    outputs = []
-    with torch.no_grad():
-        for batch in _alone(encoded):
-            out = transformers_outputs(model, batch, tokenizer.pad_token_id or 0, task.output)
-            if task.output == "vocabulary":
-                device = next(model.parameters()).device
-                out = token_scores(out, batch.target_tensor(device)[supervised(batch, device)], task.likeliest)
-            outputs.append(out.float().cpu().numpy())  # type: ignore[union-attr]
-    model.train(was_training)
+    rows, outputs = task.golden(), []
+    encoded = _encoded(task, tokenizer, rows, length)
+    for batch in _alone(encoded):
+        out = transformers_outputs(model, batch, tokenizer.pad_token_id or 0, task.output)
+        if task.output == "vocabulary":
+            device = next(model.parameters()).device
+            out = token_scores(out, batch.target_tensor(device)[supervised(batch, device)], task.likeliest)
+        outputs.append(out.float().cpu().numpy())  # type: ignore[union-attr]
     return Golden(rows, length, [_tokens(batch) for batch in _alone(encoded)], outputs)
+
+
+def _written(model: Any, task: Task, tokenizer: Any, length: int) -> Golden:
+    from .generation.generator import ends_of
+
+    author, how = author_of(model), task.generation(tokenizer)
+    first, start = how.get("first_token"), how.get("start_token")
+    ends = sorted(ends_of(model, tokenizer))
+    rows = [row for row in task.golden() if len(_prompt(task, row, tokenizer, length)) <= length - WRITTEN]
+    prompts = [_prompt(task, row, tokenizer, length) for row in rows]
+    found = [author.written([prompt], WRITTEN, ends, first=first, start=start)[0] for prompt in prompts]
+    outputs, answers = [one.scores for one in found], [one.tokens for one in found]
+    return Golden(rows, length, [[prompt] for prompt in prompts], outputs, answers, tuple(ends))
+
+
+def author_of(model: Any) -> Writing:
+    """Return what writes with a transformers model, by transformers' own forward in float32."""
+    import torch
+
+    from .decoders._plain import plain
+    from .engines._writing import Stepping, Writing
+
+    return Writing(Stepping(plain(model, torch.float32)))
 
 
 def read(folder: Path) -> Golden | None:
@@ -116,41 +156,70 @@ def read(folder: Path) -> Golden | None:
             raise BundleError(f"{path} has format {content['format']}", hint="pip install --upgrade llmasos")
         examples = content["examples"]
         outputs = [np.asarray(one["outputs"], dtype=np.float32) for one in examples]
-        return Golden(content["rows"], int(content["max_length"]), [one["ids"] for one in examples], outputs)
+        answers = [one["answer"] for one in examples] if all("answer" in one for one in examples) else None
+        return Golden(
+            content["rows"], int(content["max_length"]), [one["ids"] for one in examples], outputs, answers,
+            tuple(content["ends"]),
+        )  # fmt: skip
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{path} is damaged: {error!r}", hint="copy or export the model again") from error
 
 
-def compare(golden: Golden, engine: Engine, task: Task, tokenizer: Any) -> Difference:
+def compare(golden: Golden, engine: Engine | Author, task: Task, tokenizer: Any) -> Difference:
     """Run the golden rows, each alone, and compare.
+
+    Args:
+        golden: the rows.
+        engine: an ``Author`` where the model writes.
+        task, tokenizer: the model's.
 
     Raises:
         ParityError: the tokenizer makes other tokens of a row, or an output has another shape or is not finite.
     """
-    encoded = _encoded(task, tokenizer, golden.rows, golden.max_length)
-    if len(encoded) != len(golden.outputs):
+    written = None
+    if golden.answers is None:
+        encoded = _encoded(task, tokenizer, golden.rows, golden.max_length)
+        ids, numbers = [_tokens(batch) for batch in _alone(encoded)], encoded.rows.tolist()
+    else:
+        ids = [[_prompt(task, row, tokenizer, golden.max_length)] for row in golden.rows]
+        numbers = list(range(len(ids)))
+    _check_tokens(golden, ids, numbers)
+    if golden.answers is None:
+        found = [cast("Engine", engine).outputs(batch) for batch in _alone(encoded)]
+    else:
+        author, how = cast("Author", engine), task.generation(tokenizer)
+        first, start = how.get("first_token"), how.get("start_token")
+        found, alike = [], 0
+        for (prompt,), answer in zip(golden.ids, golden.answers, strict=True):
+            found += author.forced([prompt], [answer], start=start)
+            alike += author.greedy([prompt], WRITTEN, golden.ends, first=first, start=start) == [answer]
+        written = alike / max(1, len(golden.answers))
+    worst = Difference(0.0, 0.0, 0, written)
+    for number, (here, wanted) in enumerate(zip(found, golden.outputs, strict=True)):
+        if here.shape != wanted.shape:
+            raise ParityError(
+                f"for golden row {numbers[number] + 1} the outputs have shape {here.shape}, not {wanted.shape}",
+                hint="this is another model, or another task's head",
+            )
+        apart = difference(task, here, wanted)
+        if not apart <= worst.largest:  # also where it is not a number
+            worst = Difference(apart, apart / max(golden.largest, 1e-30), number, written)
+    return worst
+
+
+def _check_tokens(golden: Golden, ids: list[list[list[int]]], numbers: list[int]) -> None:
+    """Raise where the tokenizer, or the chat template, makes other tokens of the rows than it did."""
+    if len(ids) != len(golden.ids):
         raise ParityError(
-            f"the golden rows make {len(encoded)} examples here, and made {len(golden.outputs)}",
+            f"the golden rows make {len(ids)} examples here, and made {len(golden.ids)}",
             hint="the tokenizer or the task's settings are not those of the model",
         )
-    worst = Difference(0.0, 0.0, 0)
-    for number, batch in enumerate(_alone(encoded)):
-        if _tokens(batch) != golden.ids[number]:
+    for here, wanted, number in zip(ids, golden.ids, numbers, strict=True):
+        if here != wanted:
             raise ParityError(
-                f"the tokenizer makes other tokens of golden row {int(encoded.rows[number]) + 1}: "
-                f"{_tokens(batch)[0][:12]} where {golden.ids[number][0][:12]} were made",
-                hint="take the tokenizer files of the model itself",
+                f"golden row {number + 1} becomes other tokens than it did: {here[0][:12]}, not {wanted[0][:12]}",
+                hint="take the tokenizer files and the chat template of the model itself",
             )
-        wanted, found = golden.outputs[number], engine.outputs(batch)
-        if found.shape != wanted.shape:
-            raise ParityError(
-                f"for golden row {int(encoded.rows[number]) + 1} the outputs have shape {found.shape}, not "
-                f"{wanted.shape}", hint="this is another model, or another task's head",
-            )  # fmt: skip
-        apart = difference(task, found, wanted)
-        if not apart <= worst.largest:  # also where it is not a number
-            worst = Difference(apart, apart / max(golden.largest, 1e-30), number)
-    return worst
 
 
 def batches(golden: Golden, task: Task, tokenizer: Any) -> list[Batch]:
@@ -172,6 +241,11 @@ def difference(task: Task, found: NDArray[Any], wanted: NDArray[Any]) -> float:
 def _encoded(task: Task, tokenizer: Any, rows: Sequence[Row], length: int) -> Encoded:
     """Encode rows; where tokens are scored, with the targets that say which."""
     return flattened(task.encode(rows, tokenizer, length, labelled=task.output == "vocabulary"), task.group)
+
+
+def _prompt(task: Task, row: Row, tokenizer: Any, length: int) -> list[int]:
+    """Return what a model reads to answer a row; cut where the task can cut it."""
+    return task.prompt(row, tokenizer, length) if task.cuts_prompts else task.prompt(row, tokenizer)
 
 
 def _alone(encoded: Encoded) -> Iterator[Batch]:

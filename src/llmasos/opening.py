@@ -122,9 +122,15 @@ class Opened:
         )  # fmt: skip
 
     def _generator(self, config: GenerateConfig) -> Generator:
-        from .generation.generator import opened
+        from .generation.generator import of_artifact, opened
 
-        self._refuse_artifact()
+        if artifact := bundle.artifact_of(self._manifest):
+            stepper: Any = self._engine(PredictConfig(precision=config.precision, speed=config.speed,
+                                                      device=config.device, threads=config.threads))  # fmt: skip
+            if not artifact.get("writes"):
+                raise UsageError(f"{self.ref} is a {artifact['target']} model that writes no text",
+                                 hint="predict answers with it")  # fmt: skip
+            return of_artifact(self.located.path, stepper, self.tokenizer, self._max_length(PredictConfig()))
         if self._model is None and self.task is None:
             from .loading import load_writer
 

@@ -14,10 +14,12 @@ from .core.errors import BundleError, ParityError
 from .core.events import Event, Note, Phase, Progress
 from .data.dataset import read
 from .data.encoding import encode
-from .engines.base import Engine
+from .engines._writing import Scoring
+from .engines.base import Author, Engine
 from .engines.torch import TorchEngine
 from .evaluation import evaluate
 from .export import lost, opened, versions
+from .loading import load_config
 from .metrics.base import Interval
 from .saving import tokenizer_contract
 from .tasks.base import Task
@@ -99,12 +101,16 @@ def verify(
     yield Phase("golden rows", len(kept.rows))
     engine: Engine
     if artifact is not None:
-        with opened(folder, artifact, task, tokenizer) as engine:
-            found = yield from _checked(engine, kept, task, tokenizer, limit, artifact["precision"])
+        with opened(folder, artifact, task, tokenizer) as runtime:
+            found = yield from _checked(runtime, kept, task, tokenizer, limit, artifact["precision"])
+            engine = runtime
+            if task.generates:
+                engine = Scoring(runtime, runtime.how, encodes=load_config(folder).is_encoder_decoder)
             scored = yield from _scored(engine, task, tokenizer, max_length, data, columns, batch_size, written, limit)
     else:
         engine = TorchEngine(model(), tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest)
-        found = yield from _checked(engine, kept, task, tokenizer, limit, "float32")
+        compared = golden.author_of(model()) if task.generates else engine
+        found = yield from _checked(compared, kept, task, tokenizer, limit, "float32")
         scored = yield from _scored(engine, task, tokenizer, max_length, data, columns, batch_size, written, limit)
     return Verified(
         folder, artifact["target"] if artifact else None, artifact["precision"] if artifact else "float32", engine.how,
@@ -124,7 +130,7 @@ def _check_tokenizer(folder: Path, tokenizer: Any, manifest: Mapping[str, Any]) 
 
 
 def _checked(
-    engine: Engine, kept: golden.Golden, task: Task, tokenizer: Any, limit: Tolerance, precision: str
+    engine: Engine | Author, kept: golden.Golden, task: Task, tokenizer: Any, limit: Tolerance, precision: str
 ) -> Generator[Event, None, golden.Difference]:
     found = golden.compare(kept, engine, task, tokenizer)
     yield Progress(len(kept.rows))

@@ -65,18 +65,22 @@ def run(
     if found.kept:
         rows.append(("kept in float32", ", ".join(found.kept)))
     apart = found.golden
+    if apart.written is not None:
+        rows.append(("golden answers", f"{apart.written:.0%} the same to the last token"))
     rows.append(("golden rows", f"largest difference {apart.largest:.2g}, {apart.relative:.2%} of the largest output"))
     if score := found.score:
         before, after = score.model, score.artifact
         rows += [
             (f"{score.metric}, model", f"{before.value:.4f} ({before.low:.4f} to {before.high:.4f})"),
             (f"{score.metric}, artifact", f"{after.value:.4f} ({after.low:.4f} to {after.high:.4f})"),
-            (f"on {score.rows:,} rows", f"{score.agreement:.2%} answered alike, outputs {score.relative:.2%} apart"),
+            (f"on {score.rows:,} rows", f"outputs {score.relative:.2%} apart"),
         ]
+        if score.agreement is not None:
+            rows.append(("answered alike", f"{score.agreement:.2%} of them"))
     rows += [
         ("size", f"{found.size_bytes / 1e6:,.1f} MB"),
         ("load", f"{found.load_seconds:.2f} s from the start of a process, {found.open_seconds:.2f} s in the runtime"),
-        ("one row alone", f"{found.latency_ms:.1f} ms"),
+        ("one row alone" if apart.written is None else "a token", f"{found.latency_ms:.1f} ms"),
         *([("rows", f"{found.rows_per_second:,.0f} a second")] if found.rows_per_second else []),
         ("memory", f"{found.peak_bytes / 1e6:,.0f} MB at most"),
     ]

@@ -19,9 +19,9 @@ from . import atomic, plugins
 from .atomic import recover, write_json, write_text
 from .errors import BundleError
 
-__all__ = ["ADAPTER", "ADAPTER_CONFIG", "FORMAT", "MANIFEST", "artifact_of", "check_folder", "check_remote_code", "digest",
-           "inside", "is_adapter", "is_bundle", "read_manifest", "recover", "saved_task", "verify", "weight_files",
-           "write_folder", "write_json", "write_manifest", "write_text"]  # fmt: skip
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "FORMAT", "MANIFEST", "artifact_of", "check_folder", "check_remote_code",
+           "digest", "inside", "is_adapter", "is_bundle", "read_manifest", "recover", "saved_task", "verify",
+           "weight_files", "write_folder", "write_json", "write_manifest", "write_text"]  # fmt: skip
 
 FORMAT = 1
 MANIFEST = "llmasos.json"

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from ..core import hardware, plugins
 from ..core.children import Child, Ended
 from ..core.errors import BundleError, LLMasOSError
-from ..core.messages import receive, send
+from ..core.messages import Message, receive, send
 from ..data.batching import Batch
+from ._writing import Writing
 
 
 class Apart:
@@ -50,18 +51,52 @@ class Apart:
     def outputs(self, batch: Batch) -> NDArray[np.float32]:
         """Return outputs as ``engines/base.py`` says."""
         arrays = {name: getattr(batch, name) for name in _ARRAYS}
-        start = time.perf_counter()
-        found = self._ask({"group": batch.group}, {k: v for k, v in arrays.items() if v is not None})
-        self.seconds += time.perf_counter() - start
-        return np.asarray(found["outputs"], dtype=np.float32)
+        return self._computed("outputs", {"group": batch.group}, {k: v for k, v in arrays.items() if v is not None})
 
     def together(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
         """Compute one batch after the other."""
         return [self.outputs(batch) for batch in batches]
 
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> NDArray[np.float32]:
+        """Read prompts; see ``Stepper``."""
+        return self._computed("begin", {"prompts": [list(prompt) for prompt in prompts], "room": room})
+
+    def step(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append a token to each row; see ``Stepper``."""
+        return self._computed("step", {}, {"ids": np.asarray(ids, dtype=np.int64)})
+
+    def select(self, rows: NDArray[np.int64]) -> None:
+        """Go on with these rows; see ``Stepper``."""
+        self._ask({"do": "select"}, {"rows": np.asarray(rows, dtype=np.int64)})
+
+    def forced(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, start: int | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Score answers; see ``Author``."""
+        asked = {"prompts": [list(one) for one in prompts], "answers": [list(one) for one in answers], "start": start}
+        found = self._computed("forced", asked)
+        return np.split(found, np.cumsum([len(answer) for answer in answers])[:-1])
+
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int], *, first: int | None = None,
+        start: int | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Write the likeliest tokens; see ``Author``."""
+        asked = {"prompts": [list(prompt) for prompt in prompts], "most": most, "ends": list(ends), "first": first,
+                 "start": start}  # fmt: skip
+        return [list(map(int, one)) for one in self._ask({"do": "greedy", **asked})["answers"]]
+
+    def _computed(
+        self, what: str, content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None
+    ) -> NDArray[np.float32]:
+        start = time.perf_counter()
+        found = self._ask({"do": what, **content}, arrays)
+        self.seconds += time.perf_counter() - start
+        return np.asarray(found["outputs"], dtype=np.float32)
+
     def peak_bytes(self) -> int:
         """Return the most memory that the process has held so far."""
-        return int(self._ask({"memory": True})["peak"])
+        return int(self._ask({"do": "memory"})["peak"])
 
     def close(self) -> None:
         """End the process."""
@@ -106,15 +141,36 @@ def main() -> None:
         return
     send(answers, {"how": engine.how, "seconds": time.perf_counter() - start})
     while (message := receive(source)) is not None:
-        if "memory" in message.content:
-            send(answers, {"peak": hardware.peak_resident_memory()})
-            continue
-        parts = {name: message.arrays.get(name) for name in _ARRAYS}
-        batch = Batch(**parts, group=message.content["group"])  # type: ignore[arg-type]
         try:
-            send(answers, {}, {"outputs": np.ascontiguousarray(engine.outputs(batch))})
+            send(answers, *_done(engine, message))
         except Exception as error:  # a runtime's own errors have no common base
             send(answers, {"error": f"{type(error).__name__}: {error}", "hint": "export it again"})
+
+
+def _done(engine: Any, message: Message) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Do what a message asks for."""
+    asked, arrays = message
+    author = engine if hasattr(engine, "forced") else Writing(engine)
+    match asked["do"]:
+        case "memory":
+            return {"peak": hardware.peak_resident_memory()}, {}
+        case "select":
+            engine.select(arrays["rows"])
+            return {}, {}
+        case "greedy":
+            how = {name: asked[name] for name in ("first", "start")}
+            return {"answers": author.greedy(asked["prompts"], asked["most"], asked["ends"], **how)}, {}
+        case "begin":
+            out = engine.begin(asked["prompts"], asked["room"])
+        case "step":
+            out = engine.step(arrays["ids"])
+        case "forced":
+            found = author.forced(asked["prompts"], asked["answers"], start=asked["start"])
+            out = np.concatenate(found) if found else np.zeros((0, 2), dtype=np.float32)
+        case _:
+            parts: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
+            out = engine.outputs(Batch(**parts, group=asked["group"]))
+    return {}, {"outputs": np.ascontiguousarray(out)}
 
 
 if __name__ == "__main__":

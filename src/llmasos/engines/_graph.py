@@ -99,3 +99,65 @@ def unreadable(folder: Path, runtime: str, error: Exception) -> BundleError:
     """Word the error of a runtime that cannot read an artifact."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return BundleError(f"{runtime} cannot open the model in {folder}: {reason[:300]}", hint="export it again")
+
+
+class GraphWriter(ABC):
+    """Write with an exported graph that keeps keys and values from step to step: a ``Stepper``, see ``base.py``.
+
+    Prompts of unequal length are aligned at their ends, as ``decoders/_plain.py`` has them: what lies before is hidden
+    by the mask and not counted in the positions. Arguments are those of ``GraphEngine``.
+    """
+
+    def __init__(
+        self, folder: Path, artifact: Mapping[str, Any], *, pad_id: int, output: str, likeliest: int = 0,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
+        del pad_id, output, likeliest
+        self.how = f"{artifact['precision']}, {type(self).__name__}"
+        self._mask = np.zeros((0, 0), dtype=np.int64)
+        self._open(folder, artifact, threads)
+
+    @abstractmethod
+    def _open(self, folder: Path, artifact: Mapping[str, Any], threads: int | None) -> None:
+        """Load the graph."""
+
+    @abstractmethod
+    def _forget(self, rows: int) -> None:
+        """Begin anew with so many rows."""
+
+    @abstractmethod
+    def _forward(self, inputs: Arrays) -> NDArray[np.float32]:
+        """Read ``input_ids``, (rows, tokens), under ``attention_mask`` at ``position_ids``, after what was read before.
+
+        Returns logits, (rows, tokens, vocabulary).
+        """
+
+    @abstractmethod
+    def _pick(self, rows: NDArray[np.int64]) -> None:
+        """Go on with these rows of keys and values."""
+
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> NDArray[np.float32]:
+        """Read prompts; see ``Stepper``."""
+        del room
+        longest = max(map(len, prompts))
+        ids = np.asarray([[*[prompt[0]] * (longest - len(prompt)), *prompt] for prompt in prompts], dtype=np.int64)
+        self._mask = (np.arange(longest) >= longest - np.asarray([[len(prompt)] for prompt in prompts])).astype(
+            np.int64
+        )
+        self._forget(len(prompts))
+        return self._next(ids)
+
+    def step(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append a token to each row; see ``Stepper``."""
+        self._mask = np.concatenate([self._mask, np.ones((len(ids), 1), dtype=np.int64)], axis=1)
+        return self._next(np.asarray(ids, dtype=np.int64)[:, None])
+
+    def select(self, rows: NDArray[np.int64]) -> None:
+        """Go on with these rows; see ``Stepper``."""
+        self._mask = self._mask[rows]
+        self._pick(np.asarray(rows, dtype=np.int64))
+
+    def _next(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        places = np.maximum(self._mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+        logits = self._forward({"input_ids": ids, "attention_mask": self._mask, "position_ids": places})
+        return np.asarray(logits[:, -1], dtype=np.float32)

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Stepper
+from ..data.batching import Batch
+from .base import Author, Stepper
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..decoders.base import Decoder
+
+IGNORED = -100
+
 AT_ONCE = 16
 """Prompts that are written to together."""
+
+
+class Written(NamedTuple):
+    """Tokens, and of each what ``Author.forced`` says."""
+
+    tokens: list[int]
+    scores: NDArray[np.float32]
 
 
 class Writing:
@@ -23,53 +35,134 @@ class Writing:
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
 
-    def forced(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+    def forced(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, start: int | None = None
+    ) -> list[NDArray[np.float32]]:
         """Score answers; see ``Author``."""
-        out: list[NDArray[np.float32]] = []
-        for start in range(0, len(prompts), AT_ONCE):
-            out += self._forced(prompts[start : start + AT_ONCE], answers[start : start + AT_ONCE])
-        return out
+        return [one.scores for one in self._run(prompts, max(map(len, answers)), frozenset(), answers, start)]
 
-    def _forced(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        most = max(map(len, answers))
-        found = [np.zeros((len(answer), 2), dtype=np.float32) for answer in answers]
-        if not most:
-            return found
-        logits = self._stepper.begin(prompts, most)
-        for place in range(most):
-            for row, answer in enumerate(answers):
-                if place < len(answer):
-                    found[row][place] = scored(logits[row], answer[place])
-            if place + 1 < most:  # a row that has ended goes on with anything: nobody looks at it
-                given = [answer[min(place, len(answer) - 1)] if answer else 0 for answer in answers]
-                logits = self._stepper.step(np.asarray(given, dtype=np.int64))
-        return found
-
-    def greedy(self, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int]) -> list[list[int]]:
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int], *, first: int | None = None,
+        start: int | None = None,
+    ) -> list[list[int]]:  # fmt: skip
         """Write the likeliest tokens; see ``Author``."""
-        out: list[list[int]] = []
-        for start in range(0, len(prompts), AT_ONCE):
-            out += self._greedy(prompts[start : start + AT_ONCE], most, frozenset(ends))
+        return [one.tokens for one in self.written(prompts, most, ends, first=first, start=start)]
+
+    def written(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int], *, first: int | None = None,
+        start: int | None = None,
+    ) -> list[Written]:  # fmt: skip
+        """Write the likeliest tokens, with their scores."""
+        begun = [[] if first is None else [first] for _ in prompts]
+        return self._run(prompts, most, frozenset(ends), begun, start, goes_on=True)
+
+    def _run(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], given: Sequence[Sequence[int]],
+        start: int | None, *, goes_on: bool = False,
+    ) -> list[Written]:  # fmt: skip
+        out: list[Written] = []
+        if hasattr(self._stepper, "start"):
+            self._stepper.start = start
+        for begin in range(0, len(prompts), AT_ONCE):
+            here = slice(begin, begin + AT_ONCE)
+            out += self._together(prompts[here], most, ends, given[here], goes_on=goes_on)
         return out
 
-    def _greedy(self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int]) -> list[list[int]]:
-        answers: list[list[int]] = [[] for _ in prompts]
-        over = [most <= 0] * len(prompts)
-        logits = self._stepper.begin(prompts, most)
-        while True:
-            tokens = logits.argmax(axis=1)
-            for row, token in enumerate(tokens.tolist()):
-                over[row] = over[row] or token in ends
-                if not over[row]:
-                    answers[row].append(token)
-                    over[row] = len(answers[row]) >= most
-            if all(over):
-                return answers
-            logits = self._stepper.step(tokens.astype(np.int64))
+    def _together(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], given: Sequence[Sequence[int]],
+        *, goes_on: bool,
+    ) -> list[Written]:  # fmt: skip
+        """Write what is given to each prompt, and then, if it ``goes_on``, what is likeliest."""
+        tokens: list[list[int]] = [[] for _ in prompts]
+        scores: list[list[tuple[float, float]]] = [[] for _ in prompts]
+        going = [most > 0 and (goes_on or bool(one)) for one in given]
+        logits = self._stepper.begin(prompts, most) if any(going) else np.zeros((0, 0), dtype=np.float32)
+        while any(going):
+            nexts = logits.argmax(axis=1)
+            for row, (line, wanted) in enumerate(zip(logits, given, strict=True)):
+                place = len(tokens[row])
+                if place < len(wanted):
+                    nexts[row] = wanted[place]
+                if not going[row]:
+                    continue  # a row that has ended goes on with anything: nobody looks at it
+                if goes_on and place >= len(wanted) and int(nexts[row]) in ends:
+                    going[row] = False
+                    continue
+                tokens[row].append(int(nexts[row]))
+                scores[row].append(scored(line, int(nexts[row])))
+                going[row] = len(tokens[row]) < (most if goes_on else len(wanted))
+            if any(going):
+                logits = self._stepper.step(nexts.astype(np.int64))
+        lines = [np.asarray(one, dtype=np.float32).reshape(-1, 2) for one in scores]
+        return [Written(*both) for both in zip(tokens, lines, strict=True)]
+
+
+class Scoring:
+    """An ``Engine`` for output "vocabulary" over an ``Author``: what targets ask for, scored by writing it.
+
+    ``encodes``: whether the model has an encoder, which reads the tokens, and a decoder, which writes the targets.
+    """
+
+    at_once = 1
+
+    def __init__(self, author: Author, how: str, *, encodes: bool) -> None:
+        self._author, self.how, self._encodes = author, how, encodes
+
+    def together(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
+        """Score one batch after the other."""
+        return [self.outputs(batch) for batch in batches]
+
+    def outputs(self, batch: Batch) -> NDArray[np.float32]:
+        """Score the targets; see ``Engine``."""
+        assert batch.targets is not None
+        assert batch.target_lengths is not None
+        ids = np.split(batch.ids, batch.offsets[1:-1])
+        targets = np.split(batch.targets, np.cumsum(batch.target_lengths)[:-1])
+        if self._encodes:
+            prompts, answers = [one.tolist() for one in ids], [one.tolist() for one in targets]
+            asked = [np.arange(len(one)) for one in targets]
+        else:  # all tokens after the first that is asked about, and those asked about among them
+            places = [np.flatnonzero(one != IGNORED) for one in targets]
+            firsts = [int(one[0]) if len(one) else len(all_ids) - 1 for one, all_ids in zip(places, ids, strict=True)]
+            prompts = [one[: first + 1].tolist() for one, first in zip(ids, firsts, strict=True)]
+            answers = [
+                [*one[first + 1 :].tolist(), int(wanted[-1])][: int(where[-1]) - first + 1] if len(where) else []
+                for one, first, wanted, where in zip(ids, firsts, targets, places, strict=True)
+            ]
+            asked = [where - first for where, first in zip(places, firsts, strict=True)]
+        found = self._author.forced(prompts, answers)
+        return np.concatenate([one[where] for one, where in zip(found, asked, strict=True)])
+
+
+class Stepping:
+    """The ``Stepper`` of a torch decoder: for comparing the model itself."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.start: int | None = None
+
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> NDArray[np.float32]:
+        """Read prompts."""
+        self._decoder.start = self.start
+        return self._decoder.begin(prompts, room).cpu().numpy()
+
+    def step(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append a token to each row."""
+        return self._decoder.step(_like(ids)).cpu().numpy()
+
+    def select(self, rows: NDArray[np.int64]) -> None:
+        """Go on with these rows."""
+        self._decoder.select(_like(rows))
+
+
+def _like(values: NDArray[np.int64]) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.asarray(values, dtype=np.int64))
 
 
 def scored(logits: NDArray[np.float32], token: int) -> tuple[float, float]:
-    """Return minus the logarithm of a token's probability, found in double precision, and whether it is the likeliest."""
+    """Return minus the logarithm of a token's probability, in double precision, and whether it is the likeliest."""
     row = logits.astype(np.float64)
     row -= row.max()
     return float(np.log(np.exp(row).sum()) - row[token]), float(row.argmax() == token)

@@ -50,13 +50,25 @@ class Stepper(Protocol):
 class Author(Protocol):
     """What the export gate asks of an engine whose model writes its answers; ``_writing.py`` makes one of a Stepper."""
 
-    def forced(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """Return for each token of each answer minus the logarithm of the probability that it was given after the
-        prompt and the tokens before it, and whether it was the likeliest: (tokens, 2) for each answer.
+    def forced(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, start: int | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Score answers, token by token.
+
+        Returns minus the logarithm of the probability that the token was given after the prompt and the tokens before
+        it, and whether it was the likeliest: (tokens, 2) for each answer.
+
+        ``start``: what the decoder of an encoder-decoder model starts from, if not the model's own.
         """
 
-    def greedy(self, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int]) -> list[list[int]]:
-        """Write the likeliest tokens after each prompt, up to one of ``ends`` (left out), ``most`` at most."""
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int], *, first: int | None = None,
+        start: int | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Write the likeliest tokens after each prompt, up to one of ``ends`` (left out), ``most`` at most.
+
+        ``first``: what the answer must begin with, as the language of a multilingual translator.
+        """
 
 
 def few(batch: Batch, rows: int = 4) -> Batch:

@@ -6,31 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..core import hardware
 from ..core.errors import MissingExtraError
-from ._graph import Arrays, GraphEngine, unreadable
+from ._graph import Arrays, GraphEngine, GraphWriter, unreadable
 
 
 class OnnxRuntimeEngine(GraphEngine):
     """Run an ONNX graph; see ``GraphEngine``."""
 
-    runtime = "onnxruntime"
-
     def _open(self, folder: Path, artifact: Mapping[str, Any], threads: int | None) -> Sequence[str]:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtraError("an ONNX model", install="'llmasos[onnx]'") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or hardware.physical_cores()
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(folder / artifact["files"][0]), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its own classes have no common base
-            raise unreadable(folder, "ONNX Runtime", error) from error
-        self.how = f"{artifact['precision']}, ONNX Runtime {onnxruntime.__version__}"
+        self._session, self.how = _session(folder, artifact, threads)
         self._outputs = [item.name for item in self._session.get_outputs()]
         return [item.name for item in self._session.get_inputs()]
 
@@ -38,4 +26,64 @@ class OnnxRuntimeEngine(GraphEngine):
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
 
 
-PLUGIN = OnnxRuntimeEngine
+class OnnxRuntimeWriter(GraphWriter):
+    """Write with an ONNX graph; see ``GraphWriter``. Keys and values stay where ONNX Runtime has put them."""
+
+    def _open(self, folder: Path, artifact: Mapping[str, Any], threads: int | None) -> None:
+        self._session, self.how = _session(folder, artifact, threads)
+        self._outputs = [item.name for item in self._session.get_outputs()]
+        inputs = self._session.get_inputs()
+        self._names = [item.name for item in inputs]
+        # (rows, heads, tokens, width) of those that come in again: what is no number is not settled
+        self._shapes = {item.name: item.shape for item in inputs if item.name.startswith("past_key_values")}
+        self._types = {item.name: _TYPES[item.type] for item in inputs if item.name in self._shapes}
+        self._kept: dict[str, Any] = {}
+
+    def _forget(self, rows: int) -> None:
+        empty = {name: (rows, shape[1], 0, shape[3]) for name, shape in self._shapes.items()}
+        self._kept = {name: _value(np.zeros(shape, dtype=self._types[name])) for name, shape in empty.items()}
+
+    def _forward(self, inputs: Arrays) -> NDArray[np.float32]:
+        given = {name: _value(value) for name, value in inputs.items() if name in self._names}
+        found = dict(
+            zip(self._outputs, self._session.run_with_ort_values(self._outputs, given | self._kept), strict=True)
+        )
+        self._kept = {name: found[name.replace("past_key_values", "present")] for name in self._shapes}
+        return np.asarray(found["logits"].numpy())
+
+    def _pick(self, rows: NDArray[np.int64]) -> None:
+        self._kept = {name: _value(value.numpy()[rows]) for name, value in self._kept.items()}
+
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def _value(array: NDArray[Any]) -> Any:
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _session(folder: Path, artifact: Mapping[str, Any], threads: int | None) -> tuple[Any, str]:
+    """Open the graph; return it, and in words what runs it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("an ONNX model", install="'llmasos[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or hardware.physical_cores()
+    options.log_severity_level = 3
+    path = str(folder / artifact["files"][0])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own classes have no common base
+        raise unreadable(folder, "ONNX Runtime", error) from error
+    return session, f"{artifact['precision']}, ONNX Runtime {onnxruntime.__version__}"
+
+
+def opened(folder: Path, artifact: Mapping[str, Any], **options: Any) -> OnnxRuntimeEngine | OnnxRuntimeWriter:
+    """Open an artifact: one that answers, or one that writes."""
+    return (OnnxRuntimeWriter if artifact.get("writes") else OnnxRuntimeEngine)(folder, artifact, **options)
+
+
+PLUGIN = opened

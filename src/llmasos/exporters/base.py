@@ -10,12 +10,13 @@ import io
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..core import plugins
 from ..core.errors import MissingExtraError, UsageError
 from ..data.batching import gather, pad
 from ..data.encoding import Encoded
@@ -51,6 +52,12 @@ class Source:
         out = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return out | ({"token_type_ids": torch.zeros_like(ids)} if "token_type_ids" in names else {})
 
+    def prompt(self) -> dict[str, torch.Tensor]:
+        """Return two prompts of unequal length to trace a decoder with, the shorter one behind padding."""
+        inputs = {name: self.example()[name] for name in ("input_ids", "attention_mask")}
+        inputs["attention_mask"][0, 0] = 0  # or the trace would do without a mask
+        return inputs
+
     def samples(self, most: int = 300) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the inputs of the calibration's rows, one at a time, so that no padding counts."""
         import torch
@@ -77,10 +84,12 @@ class Written:
     Args:
         files: names in the artifact's folder; the first is what the engine opens.
         notes: what the user should know.
+        more: what the engine must know besides, as JSON types.
     """
 
     files: list[str]
     notes: list[str] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 class Exporter(ABC):
@@ -94,42 +103,64 @@ class Exporter(ABC):
     """Packages that it imports."""
     extra: ClassVar[str]
     """The extra that brings them."""
-    precisions: ClassVar[tuple[str, ...]]
-    """What it can write, the default first."""
-    outputs: ClassVar[tuple[str, ...]]
-    """Kinds of output (``Task.output``) that it can write."""
+    precisions: ClassVar[Mapping[str, tuple[str, ...]]]
+    """For each kind of model (``kind_of``) that it can hold: the precisions that it can write, the default first."""
+    outputs: ClassVar[tuple[str, ...]] = ("row", "token", "embedding", "vocabulary")
+    """Of encoders: the kinds of output (``Task.output``) that it can hold."""
     calibrated: ClassVar[tuple[str, ...]] = ()
     """The precisions that need rows to be calibrated on."""
     mixed: ClassVar[tuple[str, ...]] = ()
     """The precisions in which some parts can stay in float32 (``Source.kept``)."""
 
-    def check(self, task: Task, precision: str) -> None:
-        """Raise where this format cannot hold the task, or not in this precision.
+    def check(self, task: Task, config: Any, precision: str | None) -> str:
+        """Return the precision to write, the default if None is asked for.
+
+        Args:
+            task: what the model was tuned for.
+            config: its transformers configuration.
+            precision: what is asked for.
 
         Raises:
-            UsageError: it cannot; the hint says what it can.
+            UsageError: this format cannot hold such a model, or not in this precision; the hint says what it can.
             MissingExtraError: a package is not installed.
         """
-        if task.output not in self.outputs or task.generates:
-            raise UsageError(f"{self.target} holds no {task.tag} model", hint=f"it holds {supported(self)}")
-        if precision not in self.precisions:
+        known = self.precisions.get(kind_of(task, config), ())
+        if not known or not (task.generates or task.output in self.outputs):
             raise UsageError(
-                f"{self.target} has no precision {precision!r}", hint=f"known: {', '.join(self.precisions)}"
+                f"{self.target} holds no {task.tag} model of type {config.model_type}", hint=f"it holds {holds(self)}"
             )
+        if precision is not None and precision not in known:
+            raise UsageError(f"{self.target} has no {precision!r} for {task.tag}", hint=f"known: {', '.join(known)}")
         if any(importlib.util.find_spec(name) is None for name in self.requires):
             raise MissingExtraError(f"an export to {self.target}", install=f"'llmasos[{self.extra}]'")
+        return precision or known[0]
 
     @abstractmethod
     def write(self, source: Source, folder: Path, precision: str) -> Written:
         """Write the model into an existing folder."""
 
 
-def supported(exporter: Exporter) -> str:
-    """Name the tasks that a format holds."""
-    from ..core import plugins
+KINDS = ("encoder", "decoder", "encoder-decoder")
 
+
+def kind_of(task: Task, config: Any) -> str:
+    """Return what a model is to an exporter: an encoder, or one that writes, with or without an encoder."""
+    if not task.generates:
+        return KINDS[0]
+    return KINDS[2] if getattr(config, "is_encoder_decoder", False) else KINDS[1]
+
+
+def holds(exporter: Exporter) -> str:
+    """Name the tasks that a format holds."""
     tasks = [plugins.load("tasks", name) for name in plugins.names("tasks")]
-    return ", ".join(task.tag for task in tasks if task.output in exporter.outputs and not task.generates)
+    return ", ".join(task.tag for task in tasks if _could_hold(exporter, task))
+
+
+def _could_hold(exporter: Exporter, task: type[Task]) -> bool:
+    if task.generates:
+        kind = KINDS[2] if task.auto_class == "AutoModelForSeq2SeqLM" else KINDS[1]
+        return kind in exporter.precisions
+    return KINDS[0] in exporter.precisions and task.output in exporter.outputs
 
 
 @contextmanager

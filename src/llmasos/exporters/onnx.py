@@ -3,21 +3,27 @@
 The graph is transformers' own export with ONNX Runtime's fusions. ``int8`` is calibrated: the ranges of activations are
 found on rows, so that an answer does not depend on the rows beside it. ``int8-dynamic`` finds them anew for each batch:
 quicker to make, nothing to calibrate, and an answer depends a little on what it is computed with.
+
+A decoder is one graph that reads any number of tokens after any number of others, whose keys and values come in as
+``past_key_values.N.key`` and go out as ``present.N.key``.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from .base import Exporter, Source, Written, still
+from .base import Exporter, Source, Written, kind_of, still
 
 NAMES = {
     "float32": "model.onnx",
     "float16": "model_fp16.onnx",
     "int8": "model_quantized.onnx",
     "int8-dynamic": "model_quantized.onnx",
+    "int4": "model_q4.onnx",
 }
+_LARGEST = 3 << 29  # bytes of weights in one file; protobuf's own limit is 2 GB
 
 
 class OnnxFormat(Exporter):
@@ -27,8 +33,10 @@ class OnnxFormat(Exporter):
     engine = "onnxruntime"
     requires = ("onnx", "onnxscript", "onnxruntime", "nncf")
     extra = "onnx"
-    precisions = ("float32", "float16", "int8", "int8-dynamic")
-    outputs = ("row", "token", "embedding", "vocabulary")
+    precisions = {  # noqa: RUF012
+        "encoder": ("float32", "float16", "int8", "int8-dynamic"),
+        "decoder": ("float32", "float16", "int8-dynamic", "int4"),
+    }
     calibrated = ("int8",)
 
     def write(self, source: Source, folder: Path, precision: str) -> Written:
@@ -37,11 +45,18 @@ class OnnxFormat(Exporter):
         from transformers.exporters import OnnxConfig
         from transformers.exporters.exporter_onnx import OnnxExporter
 
+        writes = kind_of(source.task, source.model.config) == "decoder"
         with still():
-            # what NNCF calibrates has plain operations; ONNX Runtime fuses them when it opens the graph
-            fusions = None if precision == "int8" else "cpu"
+            # what NNCF quantizes has plain operations; ONNX Runtime fuses them when it opens the graph
+            fusions = None if precision in ("int8", "int4") else "cpu"
             config = OnnxConfig(dynamic=True, ort_fusions=fusions, quantizer=_quantizer(source, precision))
-            program = OnnxExporter().export(source.model, source.example(), config=config).program
+            if writes:
+                exported = OnnxExporter().export_for_generation(
+                    source.model, source.prompt(), config, multi_token_decode=True
+                )
+                program = _named(exported.components["decode"].program)
+            else:
+                program = OnnxExporter().export(source.model, source.example(), config=config).program
             if precision == "float16":
                 program = _halved(program)
         place = folder / "onnx"
@@ -50,10 +65,7 @@ class OnnxFormat(Exporter):
         size = sum(v.const_value.nbytes for v in program.graph.initializers.values() if v.const_value is not None)
         apart = size > _LARGEST
         onnx_ir.save(program, str(place / name), external_data=f"{name}_data" if apart else None)
-        return Written([f"onnx/{name}", *([f"onnx/{name}_data"] if apart else [])])
-
-
-_LARGEST = 3 << 29  # bytes of weights in one file; protobuf's own limit is 2 GB
+        return Written([f"onnx/{name}", *([f"onnx/{name}_data"] if apart else [])], more={"writes": writes})
 
 
 def _quantizer(source: Source, precision: str) -> Any:
@@ -62,12 +74,21 @@ def _quantizer(source: Source, precision: str) -> Any:
     Dynamic: 7 bits of 8 (``reduce_range``), since processors without VNNI add products of 8 bits in 16 and overflow: a
     MiniLM on SST-2 was 1.0 from its logits on such a machine with 8 bits, and 0.36 with 7.
     """
-    from transformers.exporters import NNCFOnnxQuantizer, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+    from transformers.exporters import (
+        NNCFOnnxQuantizer,
+        NNCFWeightCompressionConfig,
+        OnnxRuntimeDynamicConfig,
+        OnnxRuntimeQuantizer,
+    )
 
     if precision == "int8":
         return NNCFOnnxQuantizer(calibration_dataset=list(source.samples()))
     if precision == "int8-dynamic":
         return OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True))
+    if precision == "int4":
+        import nncf
+
+        return NNCFOnnxQuantizer(NNCFWeightCompressionConfig(mode=nncf.CompressWeightsMode.INT4_SYM))
     return None
 
 
@@ -78,6 +99,15 @@ def _halved(program: Any) -> Any:
 
     model = convert_float_to_float16(onnx_ir.to_proto(program), keep_io_types=True, disable_shape_infer=True)
     return onnx_ir.from_proto(model)
+
+
+def _named(program: Any) -> Any:
+    """Give the keys and values the names that other runtimes know them by."""
+    for value in [*program.graph.inputs, *program.graph.outputs]:
+        found = re.fullmatch(r"(input|output)\.past_key_values\.layers\.(\d+)\.(key|value)s", value.name)
+        if found:
+            value.name = f"{'past_key_values' if found[1] == 'input' else 'present'}.{found[2]}.{found[3]}"
+    return program
 
 
 PLUGIN = OnnxFormat()

@@ -1,6 +1,7 @@
 """OpenVINO's own format: ``openvino_model.xml`` and ``openvino_model.bin``.
 
 bfloat16 keeps its weights in float32 on disk, for the processor to round: which it can, where it has bfloat16 units.
+Decoders keep keys and values inside (a stateful graph), as OpenVINO GenAI expects; their weights alone are quantized.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .base import Exporter, Source, Written, still
+from .base import Exporter, Source, Written, kind_of, still
 
 
 class OpenVinoFormat(Exporter):
@@ -18,8 +19,10 @@ class OpenVinoFormat(Exporter):
     engine = "openvino"
     requires = ("openvino", "nncf")
     extra = "openvino"
-    precisions = ("float32", "bfloat16", "int8")
-    outputs = ("row", "token", "embedding", "vocabulary")
+    precisions = {  # noqa: RUF012
+        "encoder": ("float32", "bfloat16", "int8"),
+        "decoder": ("float32", "bfloat16", "int8", "int4"),
+    }
     calibrated = ("int8",)
 
     def write(self, source: Source, folder: Path, precision: str) -> Written:
@@ -28,20 +31,33 @@ class OpenVinoFormat(Exporter):
         from transformers.exporters import OpenVINOConfig
         from transformers.exporters.exporter_openvino import OpenVINOExporter
 
+        writes = kind_of(source.task, source.model.config) == "decoder"
         with still():
-            config = OpenVINOConfig(dynamic=True, quantizer=_quantizer(source, precision))
-            program = OpenVINOExporter().export(source.model, source.example(), config=config).program
+            config = OpenVINOConfig(dynamic=True, quantizer=_quantizer(source, precision, writes=writes))
+            if writes:
+                exported = OpenVINOExporter().export_for_generation(
+                    source.model, source.prompt(), config, multi_token_decode=True
+                )
+                program = exported.components["decode"].program
+            else:
+                program = OpenVINOExporter().export(source.model, source.example(), config=config).program
             openvino.save_model(program, str(folder / "openvino_model.xml"), compress_to_fp16=False)
-        return Written(["openvino_model.xml", "openvino_model.bin"])
+        return Written(["openvino_model.xml", "openvino_model.bin"], more={"writes": writes})
 
 
-def _quantizer(source: Source, precision: str) -> Any:
-    """Return what quantizes weights and activations, calibrated on rows."""
-    if precision != "int8":
+def _quantizer(source: Source, precision: str, *, writes: bool) -> Any:
+    """Return what quantizes: weights and activations, calibrated on rows; or of a decoder the weights alone."""
+    if precision not in ("int8", "int4"):
         return None
     from transformers.exporters import NNCFOpenVINOQuantizer
 
-    return NNCFOpenVINOQuantizer(calibration_dataset=list(source.samples()))
+    if not writes:
+        return NNCFOpenVINOQuantizer(calibration_dataset=list(source.samples()))
+    import nncf
+    from transformers.exporters import NNCFWeightCompressionConfig
+
+    mode = nncf.CompressWeightsMode.INT8_ASYM if precision == "int8" else nncf.CompressWeightsMode.INT4_SYM
+    return NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig(mode=mode))
 
 
 PLUGIN = OpenVinoFormat()

@@ -17,6 +17,9 @@ from ..core.config import GenerateConfig
 from ..core.errors import UsageError
 from ..decoders._plain import start_of
 from ..decoders.base import Decoder, open_decoder
+from ..engines._writing import Decoding
+from ..engines.base import Stepper
+from ..loading import load_config, longest_input
 from ..tasks.base import Generation
 from . import sampling
 from .loop import Done, Piece, Processor, Request, Rules, generate
@@ -33,21 +36,23 @@ class Generator:
         limit: the most tokens that it can take.
         precision: "float32" or "bfloat16".
         speed: "auto" or "plain" (transformers' own forward always).
+        decoder: what writes, where it is not the model itself.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, limit: int, *, precision: str = "float32", speed: str = "auto"
-    ) -> None:
+        self, model: Any, tokenizer: Any, limit: int, *, precision: str = "float32", speed: str = "auto",
+        decoder: Decoder | None = None,
+    ) -> None:  # fmt: skip
         if not model.can_generate():
             raise UsageError(
                 f"a {type(model).__name__} writes no text",
                 hint="generate needs a decoder-only or an encoder-decoder model with its language head",
             )
-        self.model, self.tokenizer, self.limit = model.eval(), tokenizer, limit
+        self.model, self.tokenizer, self.limit = model, tokenizer, limit
         self.encodes = bool(model.config.is_encoder_decoder)
         self.ends = ends_of(model, tokenizer)
         self._dtype, self._speed = getattr(torch, precision), speed
-        self._decoder: Decoder | None = None
+        self._decoder = decoder
 
     @property
     def how(self) -> str:
@@ -163,13 +168,36 @@ class Generator:
 def opened(model: Any, tokenizer: Any, folder: Path, config: GenerateConfig) -> Generator:
     """Return the generator of a model, on the device and in the precision that the options ask for."""
     from ..core import hardware
-    from ..loading import longest_input
 
     hardware.set_threads(config.threads)
     device = hardware.pick_device(config.device)
     precision, _ = hardware.pick_precision(config.precision, device)
     limit = longest_input(folder, tokenizer)
-    return Generator(model.to(device), tokenizer, limit, precision=precision, speed=config.speed)
+    return Generator(model.to(device).eval(), tokenizer, limit, precision=precision, speed=config.speed)
+
+
+class _Exported:
+    """What a ``Generator`` asks of a model, from the files of an artifact."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import GenerationConfig
+
+        self.config = load_config(folder)
+        has_own = (folder / "generation_config.json").exists()
+        found = GenerationConfig.from_pretrained(folder) if has_own else GenerationConfig.from_model_config(self.config)
+        self.generation_config = found
+
+    def can_generate(self) -> bool:
+        """Say that it writes."""
+        return True
+
+
+def of_artifact(folder: Path, stepper: Stepper, tokenizer: Any, limit: int) -> Generator:
+    """Return the generator of an exported model, which its own runtime computes step by step."""
+    decoder = Decoding(stepper, getattr(stepper, "how", ""))
+    return Generator(_Exported(folder), tokenizer, limit, decoder=decoder)
 
 
 def write(
