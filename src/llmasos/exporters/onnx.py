@@ -103,10 +103,14 @@ def _halved(program: Any) -> Any:
 
 def _named(program: Any) -> Any:
     """Give the keys and values the names that other runtimes know them by."""
+    import onnx_ir
+
     for value in [*program.graph.inputs, *program.graph.outputs]:
         found = re.fullmatch(r"(input|output)\.past_key_values\.layers\.(\d+)\.(key|value)s", value.name)
         if found:
             value.name = f"{'past_key_values' if found[1] == 'input' else 'present'}.{found[2]}.{found[3]}"
+            sizes = [getattr(size, "value", size) for size in value.shape]  # heads and width are names of numbers
+            value.shape = onnx_ir.Shape([int(size) if str(size).isdigit() else size for size in sizes])
     return program
 
 
