@@ -349,7 +349,8 @@ def _median(work: Callable[[], Any]) -> float:
 
 
 def _compared(task: Task, original: Judged, found: Judged) -> Score:
-    name = task.answer_metrics[0] if task.scores_answers else task.default_metric
+    answered = task.answer_metrics if task.scores_answers else ()
+    name = next((one for one in answered if one in original.report.metrics), task.default_metric)
     before, after = (one.report.metrics[name] for one in (original, found))
     apart = max(golden.difference(task, a, b) for a, b in zip(found.outputs, original.outputs, strict=True))
     largest = max(float(np.abs(one).max(initial=0.0)) for one in original.outputs)

@@ -1,0 +1,182 @@
+"""What every export format promises: the same model, or nothing.
+
+A new format is covered by its file alone: the tasks that it holds, each tuned for a moment on its own sample, are
+exported, run by the format's own runtime and compared; a model that was changed on the way is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmasos import LLM, errors
+from llmasos.certificate import Certificate
+from llmasos.core import bundle, plugins
+from llmasos.exporters.base import kind_of
+from llmasos.loading import load_config
+from tiny import save_tiny
+
+FORMATS = plugins.names("exporters")
+QUICK = ("text-classification", "translation")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return, for a task, a tiny model that has learned a little of its sample, and the sample."""
+
+    @functools.cache
+    def tune(name: str) -> tuple[Path, list[dict[str, Any]]]:
+        kind = plugins.load("tasks", name)
+        task, rows = kind.sample()
+        folder = tmp_path_factory.mktemp(name)
+        llm = LLM.from_pretrained(save_tiny(folder / "base", kind.auto_class, max_length=160))
+        llm.finetune(
+            task, rows, epochs=4, batch_size=8, learning_rate=2e-3, output=folder / "model", progress=False,
+            allow_truncated=1.0, allow_unknown=1.0,
+        )  # fmt: skip
+        return folder / "model", rows
+
+    return tune
+
+
+@pytest.fixture(scope="module")
+def exported(tuned: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return an artifact of a task's model, with its certificate; not to be changed."""
+
+    @functools.cache
+    def export(name: str, tag: str) -> tuple[Path, Certificate]:
+        folder, rows = tuned(tag)
+        path = tmp_path_factory.mktemp(name) / "out"
+        return path, LLM.from_pretrained(folder).export(path, name, data=rows)
+
+    return export
+
+
+def _pairs() -> list[Any]:
+    found = []
+    for name in FORMATS:
+        exporter = plugins.load("exporters", name)
+        for tag in plugins.names("tasks"):
+            task = plugins.load("tasks", tag)
+            encodes = task.auto_class == "AutoModelForSeq2SeqLM"
+            kind = "encoder" if not task.generates else "encoder-decoder" if encodes else "decoder"
+            if kind in exporter.precisions and (task.generates or task.output in exporter.outputs):
+                found.append(pytest.param(name, tag, marks=[] if tag in QUICK else pytest.mark.slow))
+    return found
+
+
+every_pair = pytest.mark.parametrize(("name", "tag"), _pairs())
+every_format = pytest.mark.parametrize("name", FORMATS)
+
+
+def usable(name: str) -> Any:
+    exporter = plugins.load("exporters", name)
+    if missing := [package for package in exporter.requires if importlib.util.find_spec(package) is None]:
+        pytest.skip(f"{name} needs {', '.join(missing)}")
+    return exporter
+
+
+def one_task(exporter: Any) -> str:
+    """Return a task that the format holds, a quick one if there is one."""
+    held = [pair.values[1] for pair in _pairs() if pair.values[0] == exporter.target]
+    return next((tag for tag in QUICK if tag in held), held[0])
+
+
+@every_pair
+def test_the_artifact_is_the_same_model(name: str, tag: str, tuned: Any, exported: Any) -> None:
+    usable(name)
+    folder, rows = tuned(tag)
+    path, certificate = exported(name, tag)
+    assert certificate.golden.relative <= certificate.tolerance.outputs
+    assert certificate.score is not None
+    assert certificate.score.lost <= certificate.tolerance.drop
+    artifact, llm = LLM.from_pretrained(path), LLM.from_pretrained(folder)
+    asked = rows[:5]
+    short = {"max_new_tokens": 20} if plugins.load("tasks", tag).generates else {}
+    answers, wanted = artifact.predict(asked, **short), llm.predict(asked, **short)
+    assert [said(one) for one in answers] == [said(one) for one in wanted]
+    assert [said(artifact.predict(row, **short)) for row in asked] == [
+        said(one) for one in answers
+    ]  # alone, in a batch
+    found = artifact.verify(rows)
+    assert found.same_rows
+    assert found.score is not None
+    assert found.certified == pytest.approx(found.score.value, abs=1e-9)
+    manifest = bundle.read_manifest(path)
+    assert manifest is not None
+    assert manifest["artifact"]["target"] == name
+    assert json.loads((path / "certificate.json").read_text())["precision"] == certificate.precision
+
+
+def said(prediction: Any) -> Any:
+    """Return an answer with its numbers rounded."""
+    if isinstance(prediction, np.ndarray):
+        return prediction.round(3).tolist()
+    content = prediction.as_dict() if hasattr(prediction, "as_dict") else prediction
+    return json.loads(json.dumps(content), parse_float=lambda text: round(float(text), 3))
+
+
+@every_format
+def test_a_model_that_was_changed_on_the_way_is_refused(
+    name: str, tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = usable(name)
+    folder, rows = tuned(one_task(exporter))
+
+    class Broken(type(exporter)):  # type: ignore[misc]
+        def write(self, source: Any, folder: Path, precision: str) -> Any:
+            model = copy.deepcopy(source.model)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1.5)
+            return super().write(replace(source, model=model), folder, precision)
+
+    monkeypatch.setattr(sys.modules[type(exporter).__module__], "PLUGIN", Broken())
+    with pytest.raises(errors.ParityError, match="is not the same model"):
+        LLM.from_pretrained(folder).export(tmp_path / "out", name, data=rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_format
+def test_a_damaged_artifact_is_refused(name: str, tuned: Any, exported: Any, tmp_path: Path) -> None:
+    exporter = usable(name)
+    _, rows = tuned(one_task(exporter))
+    shutil.copytree(exported(name, one_task(exporter))[0], tmp_path / "out")
+    artifact = json.loads((tmp_path / "out" / "llmasos.json").read_text())["artifact"]
+    file = max((tmp_path / "out" / one for one in artifact["files"]), key=lambda path: path.stat().st_size)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(errors.BundleError, match="is not as it was saved"):
+        LLM.from_pretrained(tmp_path / "out").verify()
+    with pytest.raises(errors.BundleError):
+        LLM.from_pretrained(tmp_path / "out").predict(rows[:1])
+    file.unlink()
+    with pytest.raises(errors.BundleError, match="lacks"):
+        LLM.from_pretrained(tmp_path / "out")
+
+
+@every_format
+def test_what_a_format_cannot_hold_is_refused_by_name(name: str, tuned: Any) -> None:
+    exporter = usable(name)
+    for tag in ("text-classification", "translation", "text-generation"):
+        folder, _ = tuned(tag)
+        llm = LLM.from_pretrained(folder)
+        assert llm.task is not None
+        if kind_of(llm.task, load_config(folder)) not in exporter.precisions:
+            with pytest.raises(errors.UsageError, match=f"{name} holds no {tag}"):
+                llm.export(folder.parent / "out", name)
+        else:
+            with pytest.raises(errors.UsageError, match="has no 'int3'"):
+                llm.export(folder.parent / "out", name, quantize="int3")
+        assert not (folder.parent / "out").exists()
