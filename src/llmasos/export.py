@@ -8,6 +8,7 @@ score that loses no more than allowed. Otherwise nothing is left behind. What wa
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import statistics
@@ -25,7 +26,7 @@ from . import __version__, golden
 from .certificate import CERTIFICATE, TOLERANCES, Certificate, Score
 from .core import bundle, hardware, plugins
 from .core.config import WriteConfig
-from .core.errors import ParityError, UsageError
+from .core.errors import DataError, ParityError, UsageError
 from .core.events import Event, Note, Phase, Progress, Saved
 from .data.dataset import Dataset, read
 from .data.encoding import Encoded, encode
@@ -44,6 +45,8 @@ from .tasks.base import Task
 
 WRITTEN = 100
 """Labelled rows that a model is scored on which writes its answers."""
+CALIBRATED = 300
+"""Rows that the ranges of activations are found on, at most."""
 LONGEST = 64
 """Most tokens of such an answer."""
 _TIMED = 30  # runs of one row, for its latency
@@ -94,19 +97,18 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Events[E
     precision = exporter.check(source.task, source.model.config, job.precision)
     output = Path(output)
     _check_free(output, overwrite=overwrite)
-    quantized = TOLERANCES[precision].drop > TOLERANCES["bfloat16"].drop
-    if quantized and job.data is None:
+    if job.data is None and TOLERANCES[precision].drop > TOLERANCES["bfloat16"].drop:
         raise UsageError(
             f"{precision} changes what the model answers, so its score must be compared",
             hint="give labelled rows: data=..., --data dev.jsonl",
         )
-    rows = calibration = None
-    if job.data is not None:
-        yield Phase("read")
-        rows = Rows(job, job.data)
+    yield Phase("read")
+    rows = None if job.data is None else Rows(job, job.data, WRITTEN if source.task.generates else None)
+    calibration = rows
     if precision in exporter.calibrated and not source.task.generates:
-        calibration = (Rows(job, job.calibration) if job.calibration is not None else rows).encoded  # type: ignore[union-attr]
-        if job.calibration is None:
+        if job.calibration is not None:
+            calibration = Rows(job, job.calibration, CALIBRATED)
+        else:
             yield Note("calibrated on the rows that it is scored on; other rows, as those of the training, are fairer")
     original = _original(job, rows)
     if rows is not None:
@@ -115,7 +117,7 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Events[E
         yield Progress(len(rows.encoded))
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-        source, order = replace(source, calibration=calibration), None
+        source, order = replace(source, calibration=None if calibration is None else calibration.encoded), None
         while True:
             work = Path(scratch) / f"kept-{len(source.kept)}"
             work.mkdir()
@@ -137,6 +139,32 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Events[E
         path = bundle.write_folder(output, lambda folder: _move(work, folder), overwrite=overwrite)
     yield Saved(path)
     return replace(certificate, path=path)
+
+
+def recorded(
+    folder: Path, manifest: Mapping[str, Any], task: Task, data: Any, calibration: Any,
+    columns: Mapping[str, str] | None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Return the rows to score and to calibrate on: those given, else those of the training, if unchanged."""
+    try:
+        asked = json.loads((folder / bundle.RUN / "run.json").read_text(encoding="utf-8"))["asked"]
+        prints = {name: manifest["data"][name]["fingerprint"] for name in ("train", "evaluation")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return data, calibration
+
+    def same(path: Any, name: str) -> Any:
+        if not isinstance(path, str) or not Path(path).is_file():
+            return None
+        try:
+            rows = read(path, task.fields, columns=columns or asked.get("columns"))
+        except DataError:
+            return None
+        return rows if rows.fingerprint() == prints[name] else None
+
+    return (
+        same(asked.get("eval_data"), "evaluation") if data is None else data,
+        same(asked.get("data"), "train") if calibration is None else calibration,
+    )
 
 
 # -- what is written ----------------------------------------------------------------------------------
@@ -180,7 +208,7 @@ def _order(exporter: Exporter, source: Source, precision: str) -> list[str]:
     """Return the parts that may stay in float32, the most sensitive first; none where the format cannot mix."""
     if precision not in exporter.mixed:
         return []
-    samples = list(replace(source, calibration=source.calibration).samples(16)) if source.calibration else []
+    samples = list(source.samples(16)) if source.calibration else []
     return ranked(source.model, samples or [source.example()])
 
 
@@ -188,13 +216,13 @@ def _order(exporter: Exporter, source: Source, precision: str) -> list[str]:
 
 
 class Rows:
-    """Labelled rows, read and encoded once: all of them, or of a model that writes the first ones."""
+    """Labelled rows, read and encoded once: all of them, or the first ones."""
 
-    def __init__(self, job: Job, data: Any) -> None:
+    def __init__(self, job: Job, data: Any, most: int | None) -> None:
         task, tokenizer = job.source.task, job.source.tokenizer
-        self.rows: Dataset = read(data, task.fields, columns=job.columns)
-        if task.generates and len(self.rows) > WRITTEN:
-            self.rows = self.rows.select(range(WRITTEN))
+        self.rows = data if isinstance(data, Dataset) else read(data, task.fields, columns=job.columns)
+        if most is not None and len(self.rows) > most:
+            self.rows = self.rows.select(range(most))
         self.encoded: Encoded = encode(self.rows, task, tokenizer, job.max_length, allow_truncated=1.0)
 
     @property

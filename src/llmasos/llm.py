@@ -406,8 +406,9 @@ class LLM(Opened):
         Args:
             output: folder for the artifact; ``LLM.from_pretrained`` opens it.
             target: the format: ``onnx``, ``openvino``, ...
-            data: labelled rows, on which its score is compared; needed where ``quantize`` changes the answers.
-            calibration: rows on which int8 finds the ranges of its numbers; ``data`` if not given.
+            data: labelled rows, on which its score is compared; needed where ``quantize`` changes the answers. If not
+                given, the evaluation data of the model's training, where its file is still there and unchanged.
+            calibration: rows on which int8 finds the ranges of its numbers; likewise the training data, else ``data``.
             columns: task field -> column.
             overwrite: replace an existing output.
             progress: show progress on the terminal, or a function that is called with each event.
@@ -421,11 +422,12 @@ class LLM(Opened):
             UsageError: the format holds no such model, or rows are needed.
             ParityError: the artifact is not the same model, or loses more than ``accept_drop``; nothing is left behind.
         """
-        from .export import Job, export
+        from .export import Job, export, recorded
         from .exporters.base import Source
 
         config, task = ExportConfig.of(options), self._fitted()
         source = Source(self.model.cpu().eval(), task, self.tokenizer)
+        data, calibration = recorded(self.located.path, self._manifest, task, data, calibration, columns)
         job = Job(source, self._manifest or self._origin, self._max_length(config), target, config.quantize, data,
                   calibration, columns, config.accept_drop, config.batch_size, command)  # fmt: skip
         return followed(export(job, output, overwrite=overwrite), progress)  # type: ignore[no-any-return]

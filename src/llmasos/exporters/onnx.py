@@ -38,18 +38,18 @@ class OnnxFormat(Exporter):
         "decoder": ("float32", "float16", "int8-dynamic", "int4"),
     }
     calibrated = ("int8",)
+    mixed = ("int8", "int8-dynamic")
 
     def write(self, source: Source, folder: Path, precision: str) -> Written:
         """Write ``onnx/<name>.onnx``: one file, or weights beside it where protobuf's 2 GB are not enough."""
         import onnx_ir
-        from transformers.exporters import OnnxConfig
+        from transformers.exporters import ExportFormat, OnnxConfig
         from transformers.exporters.exporter_onnx import OnnxExporter
 
         writes = kind_of(source.task, source.model.config) == "decoder"
         with still():
             # what NNCF quantizes has plain operations; ONNX Runtime fuses them when it opens the graph
-            fusions = None if precision in ("int8", "int4") else "cpu"
-            config = OnnxConfig(dynamic=True, ort_fusions=fusions, quantizer=_quantizer(source, precision))
+            config = OnnxConfig(dynamic=True, ort_fusions=None if precision in ("int8", "int4") else "cpu")
             if writes:
                 exported = OnnxExporter().export_for_generation(
                     source.model, source.prompt(), config, multi_token_decode=True
@@ -59,6 +59,9 @@ class OnnxFormat(Exporter):
                 program = OnnxExporter().export(source.model, source.example(), config=config).program
             if precision == "float16":
                 program = _halved(program)
+            elif precision != "float32":
+                quantizer = _quantizer(source, precision, _kept(program, source.kept))
+                program = quantizer.quantize(program, source.example(), ExportFormat.ONNX)
         place = folder / "onnx"
         place.mkdir()
         name = NAMES[precision]
@@ -68,28 +71,34 @@ class OnnxFormat(Exporter):
         return Written([f"onnx/{name}", *([f"onnx/{name}_data"] if apart else [])], more={"writes": writes})
 
 
-def _quantizer(source: Source, precision: str) -> Any:
-    """Return what quantizes the graph: weights of each output channel apart.
+def _quantizer(source: Source, precision: str, kept: list[str]) -> Any:
+    """Return what quantizes the graph, weights of each output channel apart, but for the nodes that are kept.
 
     Dynamic: 7 bits of 8 (``reduce_range``), since processors without VNNI add products of 8 bits in 16 and overflow: a
     MiniLM on SST-2 was 1.0 from its logits on such a machine with 8 bits, and 0.36 with 7.
     """
-    from transformers.exporters import (
-        NNCFOnnxQuantizer,
-        NNCFWeightCompressionConfig,
-        OnnxRuntimeDynamicConfig,
-        OnnxRuntimeQuantizer,
-    )
+    from transformers import exporters
 
-    if precision == "int8":
-        return NNCFOnnxQuantizer(calibration_dataset=list(source.samples()))
     if precision == "int8-dynamic":
-        return OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True))
-    if precision == "int4":
-        import nncf
+        dynamic = exporters.OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True, nodes_to_exclude=kept)
+        return exporters.OnnxRuntimeQuantizer(dynamic)
+    import nncf
 
-        return NNCFOnnxQuantizer(NNCFWeightCompressionConfig(mode=nncf.CompressWeightsMode.INT4_SYM))
-    return None
+    if precision == "int4":
+        weights = exporters.NNCFWeightCompressionConfig(mode=nncf.CompressWeightsMode.INT4_SYM)
+        return exporters.NNCFOnnxQuantizer(weights)
+    config = exporters.NNCFQuantizationConfig(ignored_scope=nncf.IgnoredScope(names=kept) if kept else None)
+    return exporters.NNCFOnnxQuantizer(config, calibration_dataset=list(source.samples()))
+
+
+def _kept(program: Any, modules: tuple[str, ...]) -> list[str]:
+    """Return the names of the matrix products that belong to some modules."""
+    places = {node.name: node.metadata_props.get(_SCOPES, "") for node in program.graph if node.op_type in _PRODUCTS}
+    return [name for name, scopes in places.items() if any(f"'{module}'" in scopes for module in modules)]
+
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_PRODUCTS = ("MatMul", "Gemm")
 
 
 def _halved(program: Any) -> Any:

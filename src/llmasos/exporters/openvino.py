@@ -24,6 +24,7 @@ class OpenVinoFormat(Exporter):
         "decoder": ("float32", "bfloat16", "int8", "int4"),
     }
     calibrated = ("int8",)
+    mixed = ("int8",)
 
     def write(self, source: Source, folder: Path, precision: str) -> Written:
         """Write the graph and its weights."""
@@ -49,15 +50,32 @@ def _quantizer(source: Source, precision: str, *, writes: bool) -> Any:
     """Return what quantizes: weights and activations, calibrated on rows; or of a decoder the weights alone."""
     if precision not in ("int8", "int4"):
         return None
-    from transformers.exporters import NNCFOpenVINOQuantizer
+    import nncf
+    from transformers.exporters import NNCFOpenVINOQuantizer, NNCFQuantizationConfig, NNCFWeightCompressionConfig
 
     if not writes:
-        return NNCFOpenVINOQuantizer(calibration_dataset=list(source.samples()))
-    import nncf
-    from transformers.exporters import NNCFWeightCompressionConfig
-
+        kept = nncf.IgnoredScope(names=_kept(source)) if source.kept else None
+        config = NNCFQuantizationConfig(ignored_scope=kept)
+        return NNCFOpenVINOQuantizer(config, calibration_dataset=list(source.samples()))
     mode = nncf.CompressWeightsMode.INT8_ASYM if precision == "int8" else nncf.CompressWeightsMode.INT4_SYM
     return NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig(mode=mode))
+
+
+def _kept(source: Source) -> list[str]:
+    """Return the names of the matrix products of the modules that are kept: they are numbered as they are called."""
+    import torch
+
+    called: list[str] = []
+    linear = [(n, m) for n, m in source.model.named_modules() if isinstance(m, torch.nn.Linear)]
+    hooks = [module.register_forward_hook(lambda *_, name=name: called.append(name)) for name, module in linear]
+    try:
+        with torch.no_grad():
+            source.model(**source.example())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    inside = [any(f"{name}.".startswith(f"{module}.") for module in source.kept) for name in called]
+    return [f"linear_{number}/aten.linear.default/MatMul" for number, kept in enumerate(inside) if kept]
 
 
 PLUGIN = OpenVinoFormat()
