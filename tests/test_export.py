@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import torch
 from llmasos import LLM, TextClassificationTask, errors, golden
 from llmasos.certificate import TOLERANCES, Tolerance
 from llmasos.cli import main
+from llmasos.core import plugins
 from llmasos.engines._apart import Apart
 from llmasos.exporters import onnx
 from llmasos.exporters._sensitivity import parts, ranked
-from llmasos.exporters.base import Source
+from llmasos.exporters.base import KINDS, Source
 from tiny import save_tiny_bert
 
 pytest.importorskip("onnxruntime")
@@ -291,6 +293,19 @@ def test_a_failed_gate_ends_with_exit_code_1(
     assert "is not the same model" in said
     assert "golden row" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("page", ["export.md", "export.zh-CN.md"])
+def test_the_guides_table_says_what_formats_hold(page: str) -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "guides" / page).read_text(encoding="utf-8")
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    told = {cells[0].strip("`"): [re.findall(r"`([^`]+)`", cell) for cell in cells[2:]] for cells in lines}
+    formats = {name: plugins.load("exporters", name) for name in plugins.names("exporters")}
+    assert told == {
+        name: [list(one.precisions.get(kind, ())) for kind in KINDS[: len(told[name])]] for name, one in formats.items()
+    }
 
 
 def test_parts_that_suffer_from_eight_bits_come_first(tuned: Path) -> None:
