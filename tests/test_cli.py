@@ -19,7 +19,7 @@ from llmasos.cli import VERBS, command_of, examples_of, main
 from llmasos.cli.options import argument_lines, settle
 from llmasos.cli.output import show_table
 from llmasos.core import plugins
-from llmasos.core.config import FinetuneConfig, PredictConfig, TuneConfig
+from llmasos.core.config import ExportConfig, FinetuneConfig, PredictConfig, TuneConfig
 from llmasos.tasks.text_classification import TextClassificationTask
 from tiny import save_tiny, save_tiny_bert
 
@@ -95,6 +95,8 @@ JSON_WORDS = {
     "tokenizer": ["train", "--data", "train.jsonl", "--vocab-size", "270", "--output", "own-tokenizer"],
     "create": ["writer/config.json", "--tokenizer", "writer", "--output", "own-model"],
     "merge": ["adapter", "--output", "merged"],
+    "export": ["tuned", "--target", "onnx", "--data", "test.jsonl", "--output", "exported"],
+    "verify": ["tuned"],
     "runs": ["list"],
 }
 
@@ -121,6 +123,7 @@ def test_each_example_parses(verb, line):
     ("tune", (TuneConfig, FinetuneConfig, TextClassificationTask), ()),
     ("evaluate", (PredictConfig,), ()),
     ("predict", (PredictConfig,), ("allow_dropped",)),  # which speaks of labelled rows
+    ("export", (ExportConfig,), ()),
 ])  # fmt: skip
 def test_every_option_of_a_configuration_is_a_flag_with_its_help(verb, options, without):
     flags = {name: option for option in command_of(verb).params for name in option.opts}

@@ -564,7 +564,15 @@ def test_a_run_without_a_packed_forward_says_once_why(train, tmp_path):
 def test_a_finished_folder_holds_a_model_and_nothing_temporary(base):
     assert left_in(base.run.path.parent) == ["out"]
     assert left_in(base.run.path) == sorted(
-        ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "llmasos.json", "run"]
+        [
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "llmasos.json",
+            "golden.json",
+            "run",
+        ]
     )
     assert [event.path for event in base.events if isinstance(event, Saved)] == [base.run.path]
     (finished,) = [event for event in base.events if isinstance(event, Finished)]

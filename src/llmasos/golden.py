@@ -20,6 +20,7 @@ from .core import bundle
 from .core.errors import BundleError, ParityError
 from .data.batching import Batch, gather
 from .data.encoding import Encoded, flattened
+from .metrics.base import finite
 from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ def make(model: Any, task: Task, tokenizer: Any, limit: int) -> Golden:
         task: what it was tuned for.
         tokenizer: its tokenizer.
         limit: the most tokens that it takes.
+
+    Raises:
+        TrainingError: an output is not a finite number.
     """
     import torch
 
@@ -98,9 +102,12 @@ def make(model: Any, task: Task, tokenizer: Any, limit: int) -> Golden:
     model.eval()
     try:
         with torch.no_grad():
-            return (_written if task.generates else _computed)(model, task, tokenizer, min(LENGTH, limit))
+            found = (_written if task.generates else _computed)(model, task, tokenizer, min(LENGTH, limit))
     finally:
         model.train(was_training)
+    for out in found.outputs:
+        finite(out)
+    return found
 
 
 def _computed(model: Any, task: Task, tokenizer: Any, length: int) -> Golden:

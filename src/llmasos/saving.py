@@ -48,7 +48,7 @@ def save(
 
 
 def _write_golden(path: Path, model: Any, tokenizer: Any, task: Task) -> None:
-    """Write the golden rows. A model that cannot read them (of ten tokens at most, say) is saved without."""
+    """Write the golden rows; a model that cannot give any (of ten tokens at most, or not finite) is saved without."""
     with suppress(LLMasOSError):
         golden.make(model, task, tokenizer, longest_input(path, tokenizer)).write(path)
 
