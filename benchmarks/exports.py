@@ -1,0 +1,170 @@
+"""Every export of one fine-tuned classifier on SST-2: size, load, sentences a second, memory, score.
+
+The model is trained once by this project, and exported once by each candidate through the gate. Every candidate
+tokenises within the clock, takes its best of batch 8, 16 and 32 on other texts first, and answers the same texts. An
+artifact is opened by ``LLM.from_pretrained``; memory and load are those of its certificate: of a process with
+nothing but the runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from . import child, data, harness, predict
+from .records import Column, Goal, Result, Run, goal, middle
+from .runtimes import RUNTIMES
+
+PEERS = ("pipeline_batched", "torch_fp32_sorted", "llmasos")
+ROWS = 3000
+
+
+def main() -> None:
+    """Measure the candidates, or be one of them."""
+    parser = harness.parser(__doc__)
+    data.add_options(parser)
+    parser.add_argument("--model", type=Path, help="a classifier to use instead of training one")
+    parser.add_argument("--export", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child.report(work_of(options.child, Path(options.work), options))
+        return
+    names = harness.chosen([*PEERS, *artifacts()], options.only)
+    with harness.workspace() as work:
+        data.prepare(options.data, work, None if options.rows is None else max(options.rows, predict.WARM_UP))
+        predict.write_texts(work, options.rows or ROWS)
+        predict.set_up([], work, options.model)
+        exports = [harness.child("exports", name, work, "--export") for name in names if name not in PEERS]
+        unusable = [run for run in harness.measure(exports, 1, work) if run.missing or run.error]
+        refused = {run.candidate for run in unusable}
+        able = [harness.child("exports", name, work) for name in names if name not in refused]
+        runs = unusable + harness.measure(able, options.seeds, work)
+    harness.finish(result(runs, names), options)
+
+
+def artifacts() -> list[str]:
+    """Return all formats and precisions that hold a classifier."""
+    from llmasos.core import plugins
+
+    formats = [plugins.load("exporters", name) for name in plugins.names("exporters")]
+    return [f"{one.target}_{precision}" for one in formats for precision in one.precisions.get("encoder", ())
+            if "row" in one.outputs]  # fmt: skip
+
+
+def work_of(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Export, or time one pass over the texts."""
+    if name in PEERS:
+        return timed(*RUNTIMES[name].load(work / "model", work, texts(work)["warm"]), work)
+    return exported(name, work) if options.export else answered(name, work)
+
+
+def texts(work: Path) -> dict[str, Any]:
+    """Return the texts to answer and those to warm up with."""
+    content: dict[str, Any] = json.loads((work / "texts.json").read_text(encoding="utf-8"))
+    return content
+
+
+def exported(name: str, work: Path) -> dict[str, Any]:
+    """Export through the gate; one that is refused is missing, with the reason."""
+    from llmasos import LLM, errors
+
+    target, _, precision = name.partition("_")
+    try:
+        LLM.from_pretrained(work / "model").export(
+            work / name, target, quantize=precision, data=work / "validation.jsonl", calibration=work / "train.jsonl"
+        )
+    except (errors.ParityError, errors.MissingExtraError, errors.BundleError) as error:
+        return {"missing": " ".join(error.message.split())[:200]}
+    return {}
+
+
+def answered(name: str, work: Path) -> dict[str, Any]:
+    """Time an artifact."""
+    from llmasos import LLM
+
+    start = time.perf_counter()
+    model = LLM.from_pretrained(work / name)
+    content, best = texts(work), {}
+    model.predict(content["warm"][:8])
+    load = time.perf_counter() - start
+    for size in (8, 16, 32):
+        model.predict(content["warm"], batch_size=size)
+        start = time.perf_counter()
+        model.predict(content["warm"], batch_size=size)
+        best[size] = time.perf_counter() - start
+    size = min(best, key=lambda one: best[one])
+    found = timed(
+        lambda some: [int(one.label) for one in model.predict(list(some), batch_size=size)], {"batch_size": size}, work
+    )
+    certificate = json.loads((work / name / "certificate.json").read_text(encoding="utf-8"))
+    return {
+        **found,
+        "load_seconds": load,
+        "size_mb": certificate["size_bytes"] / 1e6,
+        "peak_mb": certificate["peak_bytes"] / 1e6,
+        "start_seconds": certificate["load_seconds"],
+        "latency_ms": certificate["latency_ms"],
+        "difference": 100 * certificate["golden"]["relative"],
+        "kept": certificate["kept"],
+    }
+
+
+def timed(classify: Any, extra: dict[str, Any], work: Path) -> dict[str, Any]:
+    """Time one pass over the texts."""
+    content = texts(work)
+    rows = content["rows"]
+    start = time.perf_counter()
+    labels = classify([row["text"] for row in rows])
+    seconds = time.perf_counter() - start
+    reference = json.loads((work / "reference.json").read_text(encoding="utf-8"))
+    scored = rows[: content["scored"]]
+    hits = sum(label == row["label"] for label, row in zip(labels, scored, strict=False))
+    return {
+        **extra,
+        "sentences_per_second": len(rows) / seconds,
+        "agreement": 100 * sum(a == b for a, b in zip(labels, reference, strict=True)) / len(rows),
+        "quality": hits / len(scored),
+    }
+
+
+def result(runs: list[Run], names: list[str]) -> Result:
+    """Put the table together."""
+    return Result(
+        name="exports",
+        title="Exports of a MiniLM on SST-2, tokenisation included",
+        columns=[
+            Column("sentences_per_second", "sentences/s", 0),
+            Column("agreement", "labels equal to fp32, %", 2),
+            Column("quality", "accuracy", 4),
+            Column("difference", "golden outputs apart, %", 3),
+            Column("size_mb", "size, MB", 1),
+            Column("start_seconds", "start of its process, s", 2),
+            Column("latency_ms", "one row, ms", 1),
+            Column("peak_mb", "its memory, MB", 0),
+            Column("batch_size", "batch", 0),
+        ],
+        candidates=names,
+        runs=runs,
+        baseline="torch_fp32_sorted",
+        better="higher",
+        goals=goals(runs, names),
+        notes=["accuracy is on the validation rows; labels are compared with torch_fp32_sorted's on all texts"],
+    )
+
+
+def goals(runs: list[Run], names: list[str]) -> list[Goal]:
+    """Compare with what was aimed at: the best encoder artifact that the gate lets pass."""
+    torch = middle(runs, "torch_fp32_sorted", "sentences_per_second")
+    speeds = {name: middle(runs, name, "sentences_per_second") for name in names if name not in PEERS}
+    best = max((speed for speed in speeds.values() if speed), default=None)
+    return [
+        goal("best artifact at least 2.5x torch in float32", best / torch if best and torch else None, 2.5,
+             shown="{:.2f}x"),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
