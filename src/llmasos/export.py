@@ -34,7 +34,7 @@ from .engines._apart import Apart
 from .engines._writing import Scoring
 from .engines.base import Engine
 from .engines.torch import TorchEngine
-from .evaluation import evaluate
+from .evaluation import evaluate, referenced
 from .exporters._sensitivity import ranked
 from .exporters.base import Exporter, Source
 from .generation.generator import Generator, of_artifact
@@ -66,6 +66,7 @@ class Job:
         columns: task field -> column.
         accept_drop: how much of the score may be lost, in percent; by precision if not given.
         batch_size: rows computed at once.
+        untrained: opens what runs the model as it was before its training, for a task that compares with it.
         command: what repeats the export.
     """
 
@@ -73,6 +74,7 @@ class Job:
     manifest: Mapping[str, Any]
     max_length: int
     target: str
+    untrained: Callable[[], Engine]
     precision: str | None = None
     data: Any = None
     calibration: Any = None
@@ -224,6 +226,8 @@ class Rows:
         if most is not None and len(self.rows) > most:
             self.rows = self.rows.select(range(most))
         self.encoded: Encoded = encode(self.rows, task, tokenizer, job.max_length, allow_truncated=1.0)
+        if task.needs_reference:
+            self.encoded = referenced(job.untrained(), task, self.encoded)
 
     @property
     def used(self) -> list[dict[str, Any]]:

@@ -428,8 +428,12 @@ class LLM(Opened):
         config, task = ExportConfig.of(options), self._fitted()
         source = Source(self.model.cpu().eval(), task, self.tokenizer)
         data, calibration = recorded(self.located.path, self._manifest, task, data, calibration, columns)
-        job = Job(source, self._manifest or self._origin, self._max_length(config), target, config.quantize, data,
-                  calibration, columns, config.accept_drop, config.batch_size, command)  # fmt: skip
+        before = PredictConfig(precision="float32")
+        job = Job(
+            source, self._manifest or self._origin, self._max_length(config), target,
+            lambda: self._untrained(task, before), config.quantize, data, calibration, columns, config.accept_drop,
+            config.batch_size, command,
+        )  # fmt: skip
         return followed(export(job, output, overwrite=overwrite), progress)  # type: ignore[no-any-return]
 
     def verify(
@@ -443,9 +447,10 @@ class LLM(Opened):
         """
         from .verification import verify
 
+        task = self._fitted()
         events = verify(
-            self.located.path, self._fitted(), self.tokenizer, lambda: self.model, self._max_length(PredictConfig()),
-            data=data, columns=columns,
+            self.located.path, task, self.tokenizer, lambda: self.model, self._max_length(PredictConfig()),
+            lambda: self._untrained(task, PredictConfig(precision="float32")), data=data, columns=columns,
         )  # fmt: skip
         return followed(events, progress)  # type: ignore[no-any-return]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import certificate, golden
 from .certificate import TOLERANCES, Tolerance
@@ -17,7 +17,7 @@ from .data.encoding import encode
 from .engines._writing import Scoring
 from .engines.base import Author, Engine
 from .engines.torch import TorchEngine
-from .evaluation import evaluate
+from .evaluation import evaluate, referenced
 from .export import lost, opened, versions
 from .loading import load_config
 from .metrics.base import Interval
@@ -58,6 +58,7 @@ def verify(
     tokenizer: Any,
     model: Callable[[], Any],
     max_length: int,
+    untrained: Callable[[], Engine],
     *,
     data: Any = None,
     columns: Mapping[str, str] | None = None,
@@ -70,6 +71,7 @@ def verify(
         task, tokenizer: its own.
         model: opens the transformers model, where it is one.
         max_length: the longest text in tokens.
+        untrained: opens what runs the model as it was before its training, for a task that compares with it.
         data: labelled rows; the score must then be that of the certificate, if the rows are the same.
         columns: task field -> column.
         batch_size: rows computed at once.
@@ -99,6 +101,7 @@ def verify(
                  if name == artifact["engine"] and here.get(name, old) != old]  # fmt: skip
         yield from map(Note, notes)
     yield Phase("golden rows", len(kept.rows))
+    job = _Job(task, tokenizer, max_length, untrained, data, columns, batch_size)
     engine: Engine
     if artifact is not None:
         with opened(folder, artifact, task, tokenizer) as runtime:
@@ -106,12 +109,12 @@ def verify(
             engine = runtime
             if task.generates:
                 engine = Scoring(runtime, runtime.how, encodes=load_config(folder).is_encoder_decoder)
-            scored = yield from _scored(engine, task, tokenizer, max_length, data, columns, batch_size, written, limit)
+            scored = yield from _scored(engine, job, written, limit)
     else:
         engine = TorchEngine(model(), tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest)
         compared = golden.author_of(model()) if task.generates else engine
         found = yield from _checked(compared, kept, task, tokenizer, limit, "float32")
-        scored = yield from _scored(engine, task, tokenizer, max_length, data, columns, batch_size, written, limit)
+        scored = yield from _scored(engine, job, written, limit)
     return Verified(
         folder, artifact["target"] if artifact else None, artifact["precision"] if artifact else "float32", engine.how,
         len(manifest["files"]), found, notes=tuple(notes), **scored,
@@ -143,21 +146,35 @@ def _checked(
     return found
 
 
+class _Job(NamedTuple):
+    """What is scored; see ``verify``."""
+
+    task: Task
+    tokenizer: Any
+    max_length: int
+    untrained: Callable[[], Engine]
+    data: Any
+    columns: Mapping[str, str] | None
+    batch_size: int
+
+
 def _scored(
-    engine: Engine, task: Task, tokenizer: Any, max_length: int, data: Any, columns: Mapping[str, str] | None,
-    batch_size: int, written: Mapping[str, Any] | None, limit: Tolerance,
-) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
+    engine: Engine, job: _Job, written: Mapping[str, Any] | None, limit: Tolerance
+) -> Generator[Event, None, dict[str, Any]]:
     """Score labelled rows where there are some; what ``Verified`` says of them."""
     certified = written["score"] if written else None
     said: dict[str, Any] = {}
     if certified:
         said = {"metric": certified["metric"], "certified": certified["artifact"]["value"]}
-    if data is None:
+    if job.data is None:
         return said
-    rows = read(data, task.fields, columns=columns)
+    task = job.task
+    rows = read(job.data, task.fields, columns=job.columns)
     yield Phase("score", len(rows))
-    encoded = encode(rows, task, tokenizer, max_length, allow_truncated=1.0)
-    _, scorer = evaluate(engine, task, encoded, rows, batch_size=batch_size)
+    encoded = encode(rows, task, job.tokenizer, job.max_length, allow_truncated=1.0)
+    if task.needs_reference:
+        encoded = referenced(job.untrained(), task, encoded)
+    _, scorer = evaluate(engine, task, encoded, rows, batch_size=job.batch_size)
     yield Progress(len(rows))
     name, value = task.default_metric, scorer.report().metrics[task.default_metric]
     same = certified is not None and certified["fingerprint"] == rows.fingerprint()

@@ -163,6 +163,14 @@ def _could_hold(exporter: Exporter, task: type[Task]) -> bool:
     return KINDS[0] in exporter.precisions and task.output in exporter.outputs
 
 
+def group_size(model: Any) -> int:
+    """Return how many weights of 4 bits share a scale: the most, up to 128, that every matrix can be cut into."""
+    import torch
+
+    widths = {module.in_features for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    return next((size for size in (128, 64, 32, 16) if all(width % size == 0 for width in widths)), -1)
+
+
 @contextmanager
 def still() -> Iterator[None]:
     """Keep the libraries of an export from talking: what matters is measured afterwards."""

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .base import Exporter, Source, Written, kind_of, still
+from .base import Exporter, Source, Written, group_size, kind_of, still
 
 NAMES = {
     "float32": "model.onnx",
@@ -85,7 +85,8 @@ def _quantizer(source: Source, precision: str, kept: list[str]) -> Any:
     import nncf
 
     if precision == "int4":
-        weights = exporters.NNCFWeightCompressionConfig(mode=nncf.CompressWeightsMode.INT4_SYM)
+        mode, size = nncf.CompressWeightsMode.INT4_SYM, group_size(source.model)
+        weights = exporters.NNCFWeightCompressionConfig(mode=mode, group_size=size)
         return exporters.NNCFOnnxQuantizer(weights)
     config = exporters.NNCFQuantizationConfig(ignored_scope=nncf.IgnoredScope(names=kept) if kept else None)
     return exporters.NNCFOnnxQuantizer(config, calibration_dataset=list(source.samples()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .base import Exporter, Source, Written, kind_of, still
+from .base import Exporter, Source, Written, group_size, kind_of, still
 
 
 class OpenVinoFormat(Exporter):
@@ -57,8 +57,11 @@ def _quantizer(source: Source, precision: str, *, writes: bool) -> Any:
         kept = nncf.IgnoredScope(names=_kept(source)) if source.kept else None
         config = NNCFQuantizationConfig(ignored_scope=kept)
         return NNCFOpenVINOQuantizer(config, calibration_dataset=list(source.samples()))
-    mode = nncf.CompressWeightsMode.INT8_ASYM if precision == "int8" else nncf.CompressWeightsMode.INT4_SYM
-    return NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig(mode=mode))
+    weights = NNCFWeightCompressionConfig(mode=nncf.CompressWeightsMode.INT8_ASYM)
+    if precision == "int4":
+        mode, size = nncf.CompressWeightsMode.INT4_SYM, group_size(source.model)
+        weights = NNCFWeightCompressionConfig(mode=mode, group_size=size)
+    return NNCFOpenVINOQuantizer(weights)
 
 
 def _kept(source: Source) -> list[str]:
