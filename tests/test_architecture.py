@@ -20,7 +20,7 @@ LAYERS = (
     ("__init__", "__main__"),
     ("cli", "progress"),
     ("llm",),
-    ("export", "opening", "training", "verification"),
+    ("edge", "export", "opening", "training", "verification"),
     ("certificate", "cluster", "evaluation", "golden", "prediction", "retrieval", "saving"),
     ("engines", "generation"),
     ("architectures", "backends", "decoders", "exporters", "frameworks", "loading", "scratch"),

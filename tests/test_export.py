@@ -22,7 +22,7 @@ from llmasos.core import plugins
 from llmasos.data.dataset import read
 from llmasos.data.encoding import encode
 from llmasos.engines._apart import Apart
-from llmasos.exporters import onnx
+from llmasos.exporters import _onnx as onnx
 from llmasos.exporters._sensitivity import parts, ranked
 from llmasos.exporters.base import KINDS, Source
 from tiny import save_tiny_bert

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from .architectures._adapters import Adapter, attach, load
 from .core import bundle
 from .core.errors import BundleError, UsageError
+from .data.tokenizer import longest
 from .tasks.base import Task
 
 
@@ -55,11 +56,9 @@ _TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "spiece*", "sentencepiece*")
 def longest_input(folder: Path, tokenizer: Any) -> int:
     """Return how many tokens the model can take, special tokens included."""
     config = load_config(folder)
-    positions = getattr(config, "max_position_embeddings", None) or 1 << 30
-    if "roberta" in config.model_type or config.model_type == "camembert":
-        positions -= config.pad_token_id + 1  # their positions start after the padding id
-    longest = min(int(tokenizer.model_max_length), int(positions))
-    return longest if longest < 1 << 24 else 4096
+    positions = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    padding = getattr(config, "pad_token_id", None)
+    return longest(config.model_type, positions, padding, tokenizer.model_max_length)
 
 
 def load_config(folder: Path) -> Any:

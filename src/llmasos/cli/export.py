@@ -25,7 +25,7 @@ llmasos export my-model --target onnx --quantize int8-dynamic --data dev.jsonl -
 def run(
     model: Annotated[str, typer.Argument(metavar="DIR", help="folder of a tuned model")],
     *,
-    target: Annotated[str, typer.Option(metavar="FORMAT", help="the format: onnx, openvino")],
+    target: Annotated[str, typer.Option(metavar="FORMAT", help="the format: onnx, openvino, edge")],
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="labelled data, on which the score is compared")
     ] = None,

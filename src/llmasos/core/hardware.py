@@ -21,8 +21,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import psutil
-
 from .config import asked_threads
 from .errors import HardwareError, UsageError
 
@@ -45,6 +43,8 @@ def physical_cores() -> int:
         # Two hardware threads of one core name the same siblings; a matrix product gains nothing from the second.
         cores = len({_siblings(cpu) for cpu in allowed})
     else:
+        import psutil  # where it is not asked, it need not be there
+
         cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     quota = _cpu_quota()
     return max(1, cores if quota is None else min(cores, int(quota + 0.5)))
@@ -108,11 +108,15 @@ def _cgroup(controller: str, file: str) -> Iterator[str]:
 
 def memory_total() -> int:
     """Return the bytes of memory that this process could ever use: the machine's, or the cgroup's limit."""
+    import psutil
+
     return min([int(psutil.virtual_memory().total), *_memory_limits()])
 
 
 def memory_available() -> int:
     """Return the bytes of memory that are free now, without swapping."""
+    import psutil
+
     free = int(psutil.virtual_memory().available)
     limits = _memory_limits()
     if not limits:
@@ -133,6 +137,8 @@ def _memory_limits() -> list[int]:
 
 def resident_memory() -> int:
     """Return the bytes of memory that this process holds now."""
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 
@@ -145,6 +151,8 @@ def peak_resident_memory() -> int:
     except OSError:
         pass
     if sys.platform == "win32":
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 @cache
 def names(kind: str) -> tuple[str, ...]:
     """Return the names of all plug-ins of a kind ("tasks", "sources", ...), built-in first."""
-    own = sorted(
-        module.name.replace("_", "-")
-        for module in pkgutil.iter_modules([str(_ROOT / kind)])
-        if module.name != "base" and not module.name.startswith("_")
-    )
+    from importlib import metadata
+
+    own = _own(kind)
     others = sorted(point.name for point in metadata.entry_points(group=f"{_PACKAGE}.{kind}"))
     return (*own, *(name for name in others if name not in own))
 
@@ -37,11 +34,18 @@ def load(kind: str, name: str) -> Any:
     Raises:
         UsageError: no plug-in of that kind has this name; the nearest name is suggested.
     """
+    if name in _own(kind):  # without a look at other packages, which takes longer than many a plug-in
+        return importlib.import_module(f"{_PACKAGE}.{kind}.{name.replace('-', '_')}").PLUGIN
     if name not in names(kind):
         known = ", ".join(names(kind))
         raise UsageError(f"there is no {name!r} in {kind}", hint=f"{did_you_mean(name, names(kind))}known: {known}")
-    file = name.replace("-", "_")
-    if (_ROOT / kind / f"{file}.py").exists() or (_ROOT / kind / file).is_dir():
-        return importlib.import_module(f"{_PACKAGE}.{kind}.{file}").PLUGIN
+    from importlib import metadata
+
     (point,) = metadata.entry_points(group=f"{_PACKAGE}.{kind}", name=name)
     return point.load()
+
+
+@cache
+def _own(kind: str) -> tuple[str, ...]:
+    found = (module.name for module in pkgutil.iter_modules([str(_ROOT / kind)]))
+    return tuple(sorted(name.replace("_", "-") for name in found if name != "base" and not name.startswith("_")))

@@ -31,9 +31,9 @@ def opened(url: str) -> tuple[Any, str]:
         UsageError: no such kind of URL.
         MissingExtraError: its package is not installed.
     """
-    from fsspec.core import url_to_fs
-
     try:
+        from fsspec.core import url_to_fs
+
         fs, path = url_to_fs(url)
     except ImportError as error:
         raise MissingExtraError(f"{url.partition('://')[0]}://", install=_package(error)) from error

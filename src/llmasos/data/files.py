@@ -23,7 +23,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ..core.errors import DataError, shown
+from ..core.errors import DataError, MissingExtraError, shown
 from ..core.storage import is_url
 from . import squad
 from .shards import File, files_of, stamp
@@ -412,9 +412,11 @@ def _parquet_records(path: File, packed: bool) -> Iterator[Record]:
 @contextmanager
 def _opened_parquet(path: File, packed: bool) -> Iterator[Any]:
     """Open a parquet file; one in gzip, which has no way to its end, is unpacked into a nameless file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError("reading parquet", install="pyarrow") from error
     try:
         with tempfile.TemporaryFile() if packed else path.open("rb") as file:
             if packed:
