@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SDK := sdks/typescript
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: quickstart test test-slow test-gpu check format bench bench-gpu setup clean
+.PHONY: quickstart test test-slow test-gpu test-web check format bench bench-gpu setup clean
 
 quickstart: $(VENV)/.ready
 	$(BIN)/llmasos quickstart
@@ -20,6 +21,10 @@ test-slow: $(VENV)/.ready-dev
 # Skips, saying so, where there is no GPU.
 test-gpu: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m gpu -rs
+
+# Exports to the web, in Node.js and in Chromium; what is not here is skipped, saying so.
+test-web: $(VENV)/.ready-dev $(SDK)/node_modules/.ready
+	$(BIN)/python -m pytest tests/test_web.py -rs
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -57,5 +62,10 @@ $(VENV)/.ready-bench: $(VENV)/.ready-dev
 	$(PIP) install --quiet --no-deps litgpt
 	touch $@
 
+# No package's own scripts run.
+$(SDK)/node_modules/.ready: $(SDK)/package-lock.json $(SDK)/test/package-lock.json
+	for folder in $(SDK) $(SDK)/test; do npm ci --prefix $$folder --ignore-scripts --no-audit --no-fund || exit 1; done
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist $(SDK)/dist $(SDK)/node_modules $(SDK)/test/node_modules

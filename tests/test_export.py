@@ -24,7 +24,7 @@ from llmasos.data.encoding import encode
 from llmasos.engines._apart import Apart
 from llmasos.exporters import _onnx as onnx
 from llmasos.exporters._sensitivity import parts, ranked
-from llmasos.exporters.base import KINDS, Source
+from llmasos.exporters.base import KINDS, Source, Written
 from tiny import save_tiny_bert
 
 pytest.importorskip("onnxruntime")
@@ -59,7 +59,7 @@ def written(tuned: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Any
         def write(self: Any, source: Source, folder: Path, precision: str) -> Any:
             shutil.copytree(artifact / "onnx", folder / "onnx")
             change(folder)
-            return onnx.Written(["onnx/model.onnx"], more={"writes": False})
+            return Written(["onnx/model.onnx"], more={"writes": False})
 
         monkeypatch.setattr(onnx.OnnxFormat, "write", write)
 

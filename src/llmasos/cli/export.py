@@ -18,6 +18,7 @@ llmasos export my-model --target onnx
 llmasos export my-model --target onnx --quantize int8 --data dev.jsonl --calibration train.jsonl
 llmasos export my-model --target openvino --quantize bfloat16 --data dev.jsonl --output my-model-fast
 llmasos export my-model --target onnx --quantize int8-dynamic --data dev.jsonl --accept-drop 0.5
+llmasos export my-model --target web --data dev.jsonl --output my-page
 """
 
 
@@ -25,7 +26,7 @@ llmasos export my-model --target onnx --quantize int8-dynamic --data dev.jsonl -
 def run(
     model: Annotated[str, typer.Argument(metavar="DIR", help="folder of a tuned model")],
     *,
-    target: Annotated[str, typer.Option(metavar="FORMAT", help="the format: onnx, openvino, edge")],
+    target: Annotated[str, typer.Option(metavar="FORMAT", help="the format: onnx, openvino, edge, web, ...")],
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="labelled data, on which the score is compared")
     ] = None,

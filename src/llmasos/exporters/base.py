@@ -103,6 +103,8 @@ class Exporter(ABC):
     """Packages that it imports."""
     extra: ClassVar[str]
     """The extra that brings them."""
+    programs: ClassVar[tuple[str, ...]] = ()
+    """Programs that a first export runs."""
     precisions: ClassVar[Mapping[str, tuple[str, ...]]]
     """For each kind of model (``kind_of``) that it can hold: the precisions that it can write, the default first."""
     outputs: ClassVar[tuple[str, ...]] = ("row", "token", "embedding", "vocabulary")

@@ -1,0 +1,80 @@
+"""A web page that runs the model in the browser: a folder of files for any server, and for use without a network.
+
+The graph lies where transformers.js expects it; beside it a page, a service worker that keeps everything on the device,
+and ``LocalModel`` of the TypeScript SDK, for pages of your own. Wherever it is opened it first runs the golden rows.
+``int8-dynamic`` is the default: the smallest download, and the fastest on WebAssembly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..core import bundle
+from ..core.errors import UsageError
+from ..tasks.base import Task
+from . import _web_app
+from ._onnx import OnnxFormat
+from .base import Source, Written
+
+
+class WebFormat(OnnxFormat):
+    """A folder of static files with the model in it."""
+
+    target = "web"
+    programs = ("npm", "node")
+    precisions = {"encoder": ("int8-dynamic", "float32", "float16")}  # noqa: RUF012
+    outputs = ("row", "token", "embedding")
+
+    def check(self, task: Task, config: Any, precision: str | None) -> str:
+        """See ``Exporter.check``.
+
+        Raises:
+            HardwareError: the page must be built first, and there is no npm.
+        """
+        found = super().check(task, config, precision)
+        _web_app.check()
+        return found
+
+    def write(self, source: Source, folder: Path, precision: str) -> Written:
+        """Write the graph and the page."""
+        if not getattr(source.tokenizer, "is_fast", False):
+            raise UsageError(
+                f"a browser cannot read the tokenizer {type(source.tokenizer).__name__}",
+                hint="a model with a fast tokenizer (tokenizer.json)",
+            )
+        app = _web_app.built()
+        written = super().write(source, folder, precision)
+        shutil.copytree(app, folder, dirs_exist_ok=True)
+        versions = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
+        (folder / "versions.json").unlink()
+        _name(folder / "manifest.webmanifest", source.task)
+        _number(folder / "sw.js", written.files, source)
+        # what only WebGPU needs is fetched when it is needed, and all else beforehand
+        later = sorted(f"app/{path.name}" for path in (folder / "app").glob("*.asyncify.*"))
+        return Written(written.files, written.notes, more={**written.more, "later": later, "libraries": versions})
+
+
+def _name(path: Path, task: Task) -> None:
+    """Call the app by what it does."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    name = task.tag.replace("-", " ").capitalize()
+    bundle.write_json(path, {**content, "name": name, "short_name": name})
+
+
+def _number(path: Path, files: list[str], source: Source) -> None:
+    """Give the service worker its version, by which a browser sees that there is another export."""
+    folder, found = path.parent, hashlib.sha256()
+    parts = [*files, *sorted(item.relative_to(folder).as_posix() for item in (folder / "app").iterdir()), "index.html"]
+    for name in parts:
+        found.update(f"{name} {bundle.digest(folder / name)}\n".encode())
+    found.update(json.dumps(source.task.to_dict(), sort_keys=True).encode())
+    found.update(source.tokenizer.backend_tokenizer.to_str().encode())
+    text = path.read_text(encoding="utf-8")
+    bundle.write_text(path, text.replace("{version}", found.hexdigest()[:16]))
+
+
+PLUGIN = WebFormat()
