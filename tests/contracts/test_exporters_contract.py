@@ -75,12 +75,15 @@ def _pairs() -> list[Any]:
             encodes = task.auto_class == "AutoModelForSeq2SeqLM"
             kind = "encoder" if not task.generates else "encoder-decoder" if encodes else "decoder"
             if kind in exporter.precisions and (task.generates or task.output in exporter.outputs):
-                found.append(pytest.param(name, tag, marks=[] if tag in QUICK else pytest.mark.slow))
+                quick = tag in QUICK and not exporter.programs
+                found.append(pytest.param(name, tag, marks=[] if quick else pytest.mark.slow))
     return found
 
 
 every_pair = pytest.mark.parametrize(("name", "tag"), _pairs())
-every_format = pytest.mark.parametrize("name", FORMATS)
+every_format = pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * bool(plugins.load("exporters", name).programs)) for name in FORMATS
+])  # fmt: skip
 
 
 def usable(name: str) -> Any:
