@@ -33,6 +33,9 @@ TOLERANCES = {
     "int8": Tolerance(0.4, 1.0),
     "int8-dynamic": Tolerance(0.5, 1.0),
     "int4": Tolerance(0.6, 2.0),
+    "f16": Tolerance(2e-2, 0.5),
+    "q8_0": Tolerance(0.1, 1.0),
+    "q4_k": Tolerance(0.6, 2.0),
 }
 """float32 rounds to 1e-7, and sums over thousands of products lose three or four digits of it; the others are the step
 of the format times what twelve layers make of it, by experience. They catch what is broken; the score decides."""

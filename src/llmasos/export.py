@@ -259,12 +259,7 @@ class Judged:
             self.engine, task, rows.encoded, rows.rows, batch_size=size, on_outputs=self.outputs.extend
         )
         if task.scores_answers:
-            settled = task.generation(self._job.source.tokenizer)
-            more: dict[str, Any] = {
-                name: settled.pop(name) for name in ("first_token", "start_token") if name in settled
-            }
-            config = WriteConfig.of({"max_new_tokens": LONGEST, "allow_truncated": 1.0, **settled})
-            found = list(written(self._generator(), task, rows.used, config, more))
+            found = answered(self._generator(), task, rows.used)
             task.score_answers(scorer, found, rows.used)
             self.answers = list(map(_answer, found))
         elif not task.generates:
@@ -273,6 +268,14 @@ class Judged:
                 batch_size=size,
             )))  # fmt: skip
         self.report = scorer.report()
+
+
+def answered(generator: Generator, task: Task, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return the answers that are written to labelled rows, for their score."""
+    settled = task.generation(generator.tokenizer)
+    more: dict[str, Any] = {name: settled.pop(name) for name in ("first_token", "start_token") if name in settled}
+    config = WriteConfig.of({"max_new_tokens": LONGEST, "allow_truncated": 1.0, **settled})
+    return list(written(generator, task, rows, config, more))
 
 
 def _original(job: Job, rows: Rows | None) -> Judged:

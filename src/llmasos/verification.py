@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import certificate, golden
 from .certificate import TOLERANCES, Tolerance
 from .core import bundle
@@ -18,7 +20,9 @@ from .engines._writing import Scoring
 from .engines.base import Author, Engine
 from .engines.torch import TorchEngine
 from .evaluation import evaluate, referenced
-from .export import lost, opened, versions
+from .export import WRITTEN, answered, lost, opened, versions
+from .generation.generator import Generator as Writer
+from .generation.generator import of_artifact
 from .loading import load_config
 from .metrics.base import Interval
 from .saving import tokenizer_contract
@@ -109,7 +113,9 @@ def verify(
             engine = runtime
             if task.generates:
                 engine = Scoring(runtime, runtime.how, encodes=load_config(folder).is_encoder_decoder)
-            scored = yield from _scored(engine, job, written, limit)
+            scored = yield from _scored(
+                engine, job, written, limit, lambda: of_artifact(folder, runtime, tokenizer, max_length)
+            )
     else:
         engine = TorchEngine(model(), tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest)
         compared = golden.author_of(model()) if task.generates else engine
@@ -159,7 +165,11 @@ class _Job(NamedTuple):
 
 
 def _scored(
-    engine: Engine, job: _Job, written: Mapping[str, Any] | None, limit: Tolerance
+    engine: Engine,
+    job: _Job,
+    written: Mapping[str, Any] | None,
+    limit: Tolerance,
+    generator: Callable[[], Writer] | None = None,
 ) -> Generator[Event, None, dict[str, Any]]:
     """Score labelled rows where there are some; what ``Verified`` says of them."""
     certified = written["score"] if written else None
@@ -170,13 +180,19 @@ def _scored(
         return said
     task = job.task
     rows = read(job.data, task.fields, columns=job.columns)
+    if certified and task.generates and len(rows) > WRITTEN:  # as it was certified
+        rows = rows.select(range(WRITTEN))
     yield Phase("score", len(rows))
     encoded = encode(rows, task, job.tokenizer, job.max_length, allow_truncated=1.0)
     if task.needs_reference:
         encoded = referenced(job.untrained(), task, encoded)
     _, scorer = evaluate(engine, task, encoded, rows, batch_size=job.batch_size)
+    name = certified["metric"] if certified else task.default_metric
+    if generator is not None and name in task.answer_metrics:
+        used = rows.rows(np.unique(encoded.rows))
+        task.score_answers(scorer, answered(generator(), task, used), used)
     yield Progress(len(rows))
-    name, value = task.default_metric, scorer.report().metrics[task.default_metric]
+    value = scorer.report().metrics[name]
     same = certified is not None and certified["fingerprint"] == rows.fingerprint()
     if certified and same:
         before = certified["model"]["value"]

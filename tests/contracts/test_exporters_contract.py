@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import json
 import shutil
 import sys
@@ -86,13 +85,22 @@ every_format = pytest.mark.parametrize("name", [
 ])  # fmt: skip
 
 
-def usable(name: str) -> Any:
-    exporter = plugins.load("exporters", name)
-    if missing := [package for package in exporter.requires if importlib.util.find_spec(package) is None]:
-        pytest.skip(f"{name} needs {', '.join(missing)}")
-    if missing := [program for program in exporter.programs if shutil.which(program) is None]:
-        pytest.skip(f"{name} needs {', '.join(missing)}")
-    return exporter
+@pytest.fixture
+def usable(tuned: Any) -> Any:
+    """Return a function that gives a format's exporter, and skips where a package or a program is missing."""
+
+    def exporter_of(name: str) -> Any:
+        exporter = plugins.load("exporters", name)
+        if missing := [program for program in exporter.programs if shutil.which(program) is None]:
+            pytest.skip(f"{name} needs {', '.join(missing)}")
+        folder, _ = tuned(one_task(exporter))
+        try:
+            exporter.check(LLM.from_pretrained(folder).task, load_config(folder), None)
+        except errors.MissingExtraError as error:
+            pytest.skip(str(error))
+        return exporter
+
+    return exporter_of
 
 
 def one_task(exporter: Any) -> str:
@@ -102,7 +110,7 @@ def one_task(exporter: Any) -> str:
 
 
 @every_pair
-def test_the_artifact_is_the_same_model(name: str, tag: str, tuned: Any, exported: Any) -> None:
+def test_the_artifact_is_the_same_model(name: str, tag: str, usable: Any, tuned: Any, exported: Any) -> None:
     usable(name)
     folder, rows = tuned(tag)
     path, certificate = exported(name, tag)
@@ -137,7 +145,7 @@ def said(prediction: Any) -> Any:
 
 @every_format
 def test_a_model_that_was_changed_on_the_way_is_refused(
-    name: str, tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, usable: Any, tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exporter = usable(name)
     folder, rows = tuned(one_task(exporter))
@@ -157,7 +165,7 @@ def test_a_model_that_was_changed_on_the_way_is_refused(
 
 
 @every_format
-def test_a_damaged_artifact_is_refused(name: str, tuned: Any, exported: Any, tmp_path: Path) -> None:
+def test_a_damaged_artifact_is_refused(name: str, usable: Any, tuned: Any, exported: Any, tmp_path: Path) -> None:
     exporter = usable(name)
     _, rows = tuned(one_task(exporter))
     shutil.copytree(exported(name, one_task(exporter))[0], tmp_path / "out")
@@ -175,7 +183,7 @@ def test_a_damaged_artifact_is_refused(name: str, tuned: Any, exported: Any, tmp
 
 
 @every_format
-def test_what_a_format_cannot_hold_is_refused_by_name(name: str, tuned: Any) -> None:
+def test_what_a_format_cannot_hold_is_refused_by_name(name: str, usable: Any, tuned: Any) -> None:
     exporter = usable(name)
     for tag in ("text-classification", "translation", "text-generation"):
         folder, _ = tuned(tag)

@@ -428,6 +428,12 @@ def hub_endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def llama_cpp() -> Path | None:
+    """Return the environment whose llama.cpp is used, ``LLMASOS_LLAMA_CPP``; None for this one."""
+    named = os.environ.get("LLMASOS_LLAMA_CPP", "").strip()
+    return Path(named).expanduser() if named else None
+
+
 def asked_threads() -> int | None:
     """Return ``OMP_NUM_THREADS``, by which shared machines tell every library how many cores it may use."""
     text = os.environ.get("OMP_NUM_THREADS", "").strip()

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..core.errors import BundleError, LLMasOSError
 from ..core.messages import Message, receive, send
 from ..data.batching import Batch
 from ._writing import Writing
+from .base import Found, Search
 
 
 class Apart:
@@ -30,6 +32,7 @@ class Apart:
 
     Attributes:
         how: in words, as for every engine.
+        searches: whether it is a ``Searcher``, as the artifact says.
         load_seconds: from the start of the process to its being ready; ``open_seconds`` of it in the runtime.
         seconds: spent computing so far.
 
@@ -42,6 +45,7 @@ class Apart:
 
     def __init__(self, folder: Path, artifact: Mapping[str, Any], **options: Any) -> None:
         self._folder, self.seconds = folder, 0.0
+        self.searches = bool(artifact.get("searches"))
         start = time.perf_counter()
         self._child = Child(__name__, [], {})
         ready = self._ask({"folder": str(folder), "artifact": dict(artifact), "options": options})
@@ -85,6 +89,13 @@ class Apart:
         asked = {"prompts": [list(prompt) for prompt in prompts], "most": most, "ends": list(ends), "first": first,
                  "start": start}  # fmt: skip
         return [list(map(int, one)) for one in self._ask({"do": "greedy", **asked})["answers"]]
+
+    def search(self, prompts: Sequence[Sequence[int]], search: Search) -> list[Found]:
+        """Write answers; see ``Searcher``."""
+        start = time.perf_counter()
+        found = self._ask({"do": "search", "prompts": [list(prompt) for prompt in prompts], "search": asdict(search)})
+        self.seconds += time.perf_counter() - start
+        return [Found(list(map(int, tokens)), bool(ended)) for tokens, ended in found["answers"]]
 
     def _computed(
         self, what: str, content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None
@@ -160,6 +171,9 @@ def _done(engine: Any, message: Message) -> tuple[dict[str, Any], dict[str, NDAr
         case "greedy":
             how = {name: asked[name] for name in ("first", "start")}
             return {"answers": author.greedy(asked["prompts"], asked["most"], asked["ends"], **how)}, {}
+        case "search":
+            search = Search(**{name: _frozen(value) for name, value in asked["search"].items()})
+            return {"answers": [list(one) for one in engine.search(asked["prompts"], search)]}, {}
         case "begin":
             out = engine.begin(asked["prompts"], asked["room"])
         case "step":
@@ -171,6 +185,10 @@ def _done(engine: Any, message: Message) -> tuple[dict[str, Any], dict[str, NDAr
             parts: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
             out = engine.outputs(Batch(**parts, group=asked["group"]))
     return {}, {"outputs": np.ascontiguousarray(out)}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,57 @@ class Author(Protocol):
 
         ``first``: what the answer must begin with, as the language of a multilingual translator.
         """
+
+
+@dataclass(frozen=True)
+class Search:
+    """How an engine shall write that chooses tokens itself.
+
+    Args:
+        most: tokens of an answer, ``first`` and ``forced_end`` among them.
+        ends: ids that end an answer.
+        first: what it must begin with.
+        start: what the decoder starts from, if not the model's own.
+        forced_end: what is put behind an answer that has no room to end.
+        least: tokens before an answer may end.
+        never: sequences that must not be written.
+        no_repeat: how long a sequence must not come twice; 0 for any.
+        repetition_penalty: above 1 makes tokens that were there already less likely.
+        beams: texts searched side by side; 1 takes the likeliest token.
+        length_penalty: the power of its length by which the logarithm of an answer's probability is divided.
+        at_once: prompts written to together.
+    """
+
+    most: int
+    ends: tuple[int, ...]
+    first: int | None = None
+    start: int | None = None
+    forced_end: int | None = None
+    least: int = 0
+    never: tuple[tuple[int, ...], ...] = ()
+    no_repeat: int = 0
+    repetition_penalty: float = 1.0
+    beams: int = 1
+    length_penalty: float = 1.0
+    at_once: int = 32
+
+
+class Found(NamedTuple):
+    """The tokens of an answer, without what ended it, and whether it ended by itself."""
+
+    tokens: list[int]
+    ended: bool
+
+
+class Searcher(Author, Protocol):
+    """An engine that chooses the tokens of an answer itself, and has no ``Stepper``."""
+
+    how: str
+    searches: bool
+    """Always true: by this it is told from a ``Stepper``."""
+
+    def search(self, prompts: Sequence[Sequence[int]], search: Search) -> list[Found]:
+        """Write an answer to each prompt, in order. A greedy answer must not depend on the prompts beside it."""
 
 
 def few(batch: Batch, rows: int = 4) -> Batch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,7 +18,7 @@ from ..core.errors import UsageError
 from ..decoders._plain import start_of
 from ..decoders.base import Decoder, open_decoder
 from ..engines._writing import Decoding
-from ..engines.base import Stepper
+from ..engines.base import Searcher, Stepper
 from ..loading import load_config, longest_input
 from ..tasks.base import Generation
 from . import sampling
@@ -115,7 +115,7 @@ class Generator:
         Raises:
             UsageError: options that exclude each other, or a prompt that does not fit.
         """
-        _check(config, stop, json_schema, logprobs, streams)
+        check_options(config, stop, json_schema, logprobs, streams)
         room = check_fits(prompts, config.max_new_tokens, self.limit, encodes=self.encodes)
         rules = self._rules(config, room, first_token, start_token, logprobs)
         copies: Counter[tuple[int, ...]] = Counter()
@@ -194,8 +194,13 @@ class _Exported:
         return True
 
 
-def of_artifact(folder: Path, stepper: Stepper, tokenizer: Any, limit: int) -> Generator:
-    """Return the generator of an exported model, which its own runtime computes step by step."""
+def of_artifact(folder: Path, stepper: Stepper | Searcher, tokenizer: Any, limit: int) -> Generator:
+    """Return the generator of an exported model, which its own runtime computes: step by step, or answer by answer."""
+    if getattr(stepper, "searches", False):
+        from .searching import Searching
+
+        return Searching(_Exported(folder), tokenizer, limit, cast("Searcher", stepper))
+    stepper = cast("Stepper", stepper)
     decoder = Decoding(stepper, getattr(stepper, "how", ""))
     return Generator(_Exported(folder), tokenizer, limit, decoder=decoder)
 
@@ -226,7 +231,7 @@ def is_messages(prompt: Any) -> bool:
     )
 
 
-def _check(config: GenerateConfig, stop: Sequence[str], schema: Any, logprobs: bool, streams: bool) -> None:
+def check_options(config: GenerateConfig, stop: Sequence[str], schema: Any, logprobs: bool, streams: bool) -> None:
     """Refuse what would do nothing, or not what it says."""
     if any(not word for word in stop):
         raise UsageError("an empty stop string would end every answer at once", hint="leave it out")

@@ -1,0 +1,89 @@
+"""llama.cpp, by its Python package: here, or in another environment that ``LLMASOS_LLAMA_CPP`` names.
+
+It is built for the machine from source, which takes minutes and a compiler, so one environment of a machine may have it
+for all others: of that one only this package is used, whose library depends on no version of Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from . import config
+from .errors import BundleError, MissingExtraError, UsageError
+
+_PACKAGE = "llama_cpp"
+
+
+def load() -> Any:
+    """Return the module of llama.cpp's functions.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        UsageError: ``LLMASOS_LLAMA_CPP`` names no environment that has it.
+    """
+    if _PACKAGE not in sys.modules:
+        sys.modules[_PACKAGE] = _package()
+    return importlib.import_module(f"{_PACKAGE}.llama_cpp")
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Write a file of float16 anew in blocks of four bits, as llama.cpp mixes them (Q4_K_M).
+
+    Raises:
+        BundleError: llama.cpp cannot.
+    """
+    library = load()
+    silence(library)
+    params = library.llama_model_quantize_default_params()
+    params.ftype = library.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    params.nthread = 1
+    if library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
+        raise BundleError(f"llama.cpp cannot quantize {source}", hint="--quantize q8_0")
+
+
+def version() -> str:
+    """Return the version of the package."""
+    found = metadata.distributions(name="llama_cpp_python", path=[str(_place().parent)])
+    return next((one.version for one in found), "of no version")
+
+
+def silence(library: Any) -> None:
+    """Keep llama.cpp from telling what it does."""
+    if not hasattr(library, "llmasos_silent"):
+        library.llmasos_silent = library.llama_log_callback(lambda *_: None)  # it must live as long as the library
+        library.llama_log_set(library.llmasos_silent, None)
+
+
+def _package() -> ModuleType:
+    """Return the package without running it: what it adds for its users needs more packages."""
+    place = _place()
+    module = ModuleType(_PACKAGE)
+    module.__path__ = [str(place)]
+    module.__spec__ = importlib.util.spec_from_loader(_PACKAGE, None, is_package=True)
+    return module
+
+
+def _place() -> Path:
+    """Return the folder of the package."""
+    named = config.llama_cpp()
+    if named is not None:
+        for pattern in (_PACKAGE, f"lib/python3*/site-packages/{_PACKAGE}", f"Lib/site-packages/{_PACKAGE}"):
+            if found := next(iter(sorted(named.glob(pattern))), None):
+                return found
+        raise UsageError(
+            f"LLMASOS_LLAMA_CPP={named} has no llama_cpp",
+            hint="the folder of an environment in which `pip install llama-cpp-python` was run",
+        )
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(
+            "a GGUF model", install="llama-cpp-python, or LLMASOS_LLAMA_CPP=an environment that has it"
+        )
+    return Path(spec.submodule_search_locations[0])
