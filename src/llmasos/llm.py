@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .engines.base import Engine
     from .metrics.base import Report
     from .prediction import Cut
+    from .sizing import Estimate
     from .training.merging import Merge
     from .training.plan import Plan
     from .training.request import Request
@@ -453,6 +454,32 @@ class LLM(Opened):
             lambda: self._untrained(task, PredictConfig(precision="float32")), data=data, columns=columns,
         )  # fmt: skip
         return followed(events, progress)  # type: ignore[no-any-return]
+
+    def size_up(
+        self, device: str, *, precision: str = "auto", max_length: int | None = None, batch_size: int = 1
+    ) -> Estimate:
+        """Tell how the model, or an export, will run on a device: whether it fits, rows or tokens a second.
+
+        Args:
+            device: one of ``llmasos.devices.names()``; ``this-machine`` is measured, and runs the model.
+            precision: of the weights; as they are stored if auto.
+            max_length: tokens of a row, or before the next token; 128, or what the model takes, if not given.
+            batch_size: rows or answers at once.
+        """
+        from .certificate import CERTIFICATE, read
+        from .devices import HERE, find
+        from .sizing import estimate, shape_of, stored
+
+        folder = self.located.path
+        found, weights = stored(folder, self._manifest, precision)
+        length = self._max_length(PredictConfig(max_length=max_length)) if max_length else min(
+            128, self._max_length(PredictConfig()))  # fmt: skip
+        peak = float(read(folder)["peak_bytes"]) if (folder / CERTIFICATE).is_file() else 0.0
+        return estimate(
+            shape_of(folder, self.task), find(device), found, length=length, batch_size=batch_size,
+            weight_bytes=weights, peak_bytes=peak,
+            measure=(lambda: self._reached(found, length, batch_size)) if device == HERE else None,
+        )  # fmt: skip
 
     # -- inside -------------------------------------------------------------------------------------
 

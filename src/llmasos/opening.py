@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .core import bundle, plugins
@@ -149,3 +150,35 @@ class Opened:
             raise UsageError(f"max_length={config.max_length}, but this model takes at most {limit} tokens",
                              hint=f"max_length={limit}")  # fmt: skip
         return config.max_length or limit
+
+    def _reached(self, precision: str, length: int, batch_size: int, seconds: float = 2.0) -> float | None:
+        """Return the rows a second of so many random tokens that this machine computes, or the tokens that it writes.
+
+        None where it stops writing before that can be told.
+        """
+        import time
+
+        import numpy as np
+
+        from .data.batching import Batch
+
+        draw = np.random.default_rng(0)
+        if self.task is None or self.task.generates:
+            config = GenerateConfig()
+            generator, found = self._generator(config), []
+            prompts = draw.integers(5, len(self.tokenizer), (batch_size, max(1, length - 48))).tolist()
+            for count in (4, 4, 48):  # the first also opens; what reading the prompt takes falls out of the difference
+                start = time.perf_counter()
+                answers = generator.answers(prompts, replace(config, max_new_tokens=count))
+                found.append((sum(len(one.tokens) for one in answers), time.perf_counter() - start))
+            tokens, spent = (after - before for before, after in zip(found[1], found[2], strict=True))
+            return tokens / spent if tokens > 0 and spent > 0 else None
+        engine = self._engine(PredictConfig(precision=precision if precision in ("float32", "bfloat16") else "auto"))
+        ids = draw.integers(5, len(self.tokenizer), batch_size * length, dtype=np.int32)
+        batch = Batch(ids, None, np.full(batch_size, length, np.int32), np.arange(batch_size))
+        engine.outputs(batch)
+        start, rows = time.perf_counter(), 0
+        while (spent := time.perf_counter() - start) < seconds:
+            engine.outputs(batch)
+            rows += batch_size
+        return rows / spent

