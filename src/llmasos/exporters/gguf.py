@@ -28,16 +28,17 @@ FILE, TOKENS = "model.gguf", "tokens.json"
 
 @dataclass(frozen=True)
 class Family:
-    """What llama.cpp calls an architecture, the activation that it has there, and whether it writes."""
+    """What llama.cpp calls an architecture, the activation that it has there, whether it writes and turns neighbours."""
 
     name: str
     activation: str
     decodes: bool = True
+    pairs: bool = False
 
 
 FAMILIES = {
-    "llama": Family("llama", "silu"),
-    "mistral": Family("llama", "silu"),
+    "llama": Family("llama", "silu", pairs=True),
+    "mistral": Family("llama", "silu", pairs=True),
     "qwen2": Family("qwen2", "silu"),
     "qwen3": Family("qwen3", "silu"),
     "gpt2": Family("gpt2", "gelu_new"),
@@ -217,7 +218,7 @@ def _laid_out(name: str, values: Any, config: Any, family: Family) -> NDArray[np
     array: NDArray[np.float32] = values.detach().float().cpu().numpy()
     if family.name == "gpt2" and array.ndim == 2 and ".h." in name:
         array = array.T  # transformers' Conv1D has inputs first
-    if family.name == "llama" and ".self_attn." in name and (".q_proj." in name or ".k_proj." in name):
+    if family.pairs and ".self_attn." in name and (".q_proj." in name or ".k_proj." in name):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         # transformers turns the two halves of a head against each other, llama.cpp each pair of neighbours
         halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
