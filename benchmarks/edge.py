@@ -9,6 +9,7 @@ the model itself, and through ``llmasos predict``: whole processes, each with a 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def main() -> None:
     if options.child:
         child.report(exported(Path(options.work)))
         return
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is imported is compiled once, as for its users
     with harness.workspace() as work:
         data.prepare(options.data, work, options.rows)
         artifact = made(work, options)

@@ -24,7 +24,7 @@ READ_ME = """\
     pip install --no-deps --no-compile -r requirements.txt
     llmasos-edge predict . {words}
 
-In Python: from llmasos_edge import Model; Model.open(".").predict({words})
+In Python: from llmasos_edge import Model; Model.open(".").predict({row})
 `llmasos-edge verify .` checks every file, and that the model answers here as it did where it was made.
 `pip install llmasos-edge` works too; it brings what the tokenizers library would need to download models.
 """
@@ -47,8 +47,10 @@ class EdgeFormat(OnnxFormat):
         source.model.config.save_pretrained(folder)
         _check_tokenizer(source, folder)
         written = super().write(source, folder, precision)
-        words = '"a text"' if _is_one_text(source.task) else "--data FILE"
-        write_text(folder / "README.txt", READ_ME.format(tag=source.task.tag, precision=precision, words=words))
+        needed = [field.name for field in source.task.fields if not field.is_answer and field.required]
+        words, row = ('"a text"', '"a text"') if len(needed) < 2 else ("--data FILE", str(dict.fromkeys(needed, "...")))
+        said = READ_ME.format(tag=source.task.tag, precision=precision, words=words, row=row)
+        write_text(folder / "README.txt", said)
         pins = [f"{name}=={metadata.version(name)}" for name in PACKAGES]
         pins.append(f'psutil=={metadata.version("psutil")}; sys_platform != "linux"')
         write_text(folder / "requirements.txt", "\n".join([f"llmasos-edge=={_version()}", *pins, ""]))
@@ -70,11 +72,6 @@ def _check_tokenizer(source: Source, folder: Path) -> None:
     if any(here != there for here, there in reads):
         raise UsageError("edge reads tokenizers by tokenizer.json, and this one does something besides",
                          hint="--target onnx runs with transformers' own")  # fmt: skip
-
-
-def _is_one_text(task: Any) -> bool:
-    needed = [field for field in task.fields if not field.is_answer and field.required]
-    return len(needed) <= 1
 
 
 def _version() -> str:
