@@ -217,3 +217,19 @@ def test_a_model_whose_tokenizer_is_read_otherwise_is_not_exported(made: Any, tm
 def test_a_model_that_writes_is_refused() -> None:
     exporter = plugins.load("exporters", "edge")
     assert set(exporter.precisions) == {"encoder"}
+
+
+def test_a_kind_of_file_that_needs_more_is_told(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(errors.MissingExtraError, match="reading parquet"):
+        list(Model.open(made("text-classification")[0]).predict(tmp_path / "rows.parquet"))
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(errors.MissingExtraError, match="s3://"):
+        list(Model.open(made("text-classification")[0]).predict("s3://bucket/rows.jsonl"))
+
+
+def test_a_runtime_that_is_not_installed_is_named(made: Any, built: Path) -> None:
+    code = "sys.modules['onnxruntime'] = None; from llmasos_edge.cli._edge import main; sys.exit(main())"
+    done = alone(built, code, "verify", str(made("text-classification")[0]))
+    assert (done.returncode, "pip install 'llmasos-edge[onnx]'" in done.stderr) == (2, True), done.stderr

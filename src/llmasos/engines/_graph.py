@@ -161,3 +161,8 @@ class GraphWriter(ABC):
         places = np.maximum(self._mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
         logits = self._forward({"input_ids": ids, "attention_mask": self._mask, "position_ids": places})
         return np.asarray(logits[:, -1], dtype=np.float32)
+
+
+def extra(name: str) -> str:
+    """Return what pip is told to bring a runtime: an extra of this package, under whatever name it was built."""
+    return f"'{__name__.partition('.')[0].replace('_', '-')}[{name}]'"

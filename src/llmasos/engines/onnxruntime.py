@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..core import hardware
 from ..core.errors import MissingExtraError
-from ._graph import Arrays, GraphEngine, GraphWriter, unreadable
+from ._graph import Arrays, GraphEngine, GraphWriter, extra, unreadable
 
 
 class OnnxRuntimeEngine(GraphEngine):
@@ -69,7 +69,7 @@ def _session(folder: Path, artifact: Mapping[str, Any], threads: int | None) -> 
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtraError("an ONNX model", install="'llmasos[onnx]'") from error
+        raise MissingExtraError("an ONNX model", install=extra("onnx")) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or hardware.physical_cores()
     options.log_severity_level = 3

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..core import hardware
 from ..core.errors import MissingExtraError
-from ._graph import Arrays, GraphEngine, GraphWriter, unreadable
+from ._graph import Arrays, GraphEngine, GraphWriter, extra, unreadable
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32", "int4": "f32"}
 """What is computed in where the graph does not say; by itself OpenVINO takes bfloat16 for float32."""
@@ -60,7 +60,7 @@ def _compiled(folder: Path, artifact: Mapping[str, Any], threads: int | None) ->
     try:
         import openvino
     except ImportError as error:
-        raise MissingExtraError("an OpenVINO model", install="'llmasos[openvino]'") from error
+        raise MissingExtraError("an OpenVINO model", install=extra("openvino")) from error
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS[artifact["precision"]],
         "INFERENCE_NUM_THREADS": threads or hardware.physical_cores(),
