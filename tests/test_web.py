@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import BertConfig
 
 from llmasos import LLM, TextClassificationTask, errors
 from llmasos.core import bundle, plugins
@@ -147,13 +148,12 @@ def test_lock_files_name_digests_and_no_host() -> None:
         assert not any("resolved" in content for content in packages.values())
 
 
-def test_without_npm_the_hint_says_what_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: Any) -> None:
-    llm, rows = models("classify")
+def test_without_npm_the_hint_says_what_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMASOS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", str(tmp_path))
+    task = plugins.load("tasks", "text-classification")()
     with pytest.raises(errors.HardwareError, match=r"needs npm(.|\n)*install Node\.js 20"):
-        llm.export(tmp_path / "out", "web", data=rows)
-    assert not (tmp_path / "out").exists()
+        plugins.load("exporters", "web").check(task, BertConfig(), None)
 
 
 def test_a_registry_that_cannot_be_reached_is_named_as_the_reason(
@@ -169,14 +169,10 @@ def test_a_registry_that_cannot_be_reached_is_named_as_the_reason(
     assert [path.name for path in (tmp_path / "home" / "web").iterdir()] == []
 
 
-def test_models_that_write_are_refused(tmp_path: Path) -> None:
-    from writers import save_writer
-
-    task, rows = plugins.load("tasks", "text-generation").sample()
-    llm = LLM.from_pretrained(save_writer(tmp_path / "base"))
-    llm.finetune(task, rows, epochs=1, progress=False, allow_truncated=1.0, allow_unknown=1.0)
-    with pytest.raises(errors.UsageError, match="web holds no text-generation"):
-        llm.export(tmp_path / "out", "web", data=rows)
+def test_models_that_write_and_masks_are_refused_by_name() -> None:
+    for tag in ("text-generation", "fill-mask"):
+        with pytest.raises(errors.UsageError, match=f"web holds no {tag}"):
+            plugins.load("exporters", "web").check(plugins.load("tasks", tag)(), BertConfig(), None)
 
 
 # -- the SDK in Node ----------------------------------------------------------------------------------
@@ -388,7 +384,7 @@ def test_the_page_answers_and_does_so_offline(name: str, phone: bool, exports: A
     assert True in found, "the page is isolated, so that it may use threads"
     if name == "classify":
         score = llm.predict("a bad day number 7").score
-        assert f"{100 * score:.1f} %" in first
+        assert f"{100 * score:.1f}\u00a0%" in first
     assert (tmp_path / f"{name}-{kind}.png").stat().st_size > 5000
 
 

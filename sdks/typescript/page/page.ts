@@ -100,7 +100,7 @@ function show(model: LocalModel, facts: [string, string][]): void {
   const score = model.certificate.score;
   if (score) {
     const [before, after] = [score.model, score.artifact].map(({ value }) => value.toFixed(4));
-    facts.push(["", `${capital(score.metric)} ${after} on ${score.rows.toLocaleString()} rows; before the export ${before}.`]);
+    facts.push(["", `On ${score.rows.toLocaleString()} rows: ${score.metric} ${after}; before the export ${before}.`]);
   }
   const where = model.device === "webgpu" ? "WebGPU" : `WebAssembly, ${model.threads} thread${model.threads > 1 ? "s" : ""}`;
   facts.push(["", `${model.precision}, ${where}.`]);

@@ -116,7 +116,7 @@ export function element<Tag extends keyof HTMLElementTagNameMap>(
 
 export function percent(share: number): string {
   const value = 100 * share;
-  return `${value > 0 && value < 0.1 ? "< 0.1" : value.toFixed(1)} %`;
+  return `${value > 0 && value < 0.1 ? "<\u00a00.1" : value.toFixed(1)}\u00a0%`;
 }
 
 function answered(text: string, score = ""): HTMLElement {
