@@ -146,27 +146,28 @@ def is_known(name: str) -> bool:
     return name == HERE or any(name in (device.name, *device.aliases) for device in TABLE)
 
 
-def find(name: str) -> Device:
-    """Return a device; ``this-machine`` is measured, in seconds.
+def find(name: str, precision: str = "float32") -> Device:
+    """Return a device; ``this-machine`` is measured, in seconds, and bfloat16 only where it is asked for.
 
     Raises:
         UsageError: there is none of that name; the nearest is suggested.
     """
     if name == HERE:
-        return _here()
+        return _here(precision)
     for device in TABLE:
         if name in (device.name, *device.aliases):
             return device
     raise UsageError(f"there is no device {name!r}", hint=f"{did_you_mean(name, names())}known: {', '.join(names())}")
 
 
-def _here() -> Device:
+def _here(precision: str) -> Device:
     import torch
 
     hardware.set_threads()
     kind = hardware.pick_device().type
-    formats = (torch.float32, torch.bfloat16)
-    rates = {str(one).removeprefix("torch."): hardware.matmul_peak(one, kind, repeats=3) for one in formats}
+    rates = {"float32": hardware.matmul_peak(torch.float32, kind, repeats=3)}
+    if precision == "bfloat16":  # by smaller products: where it is emulated large ones take minutes
+        rates[precision] = rates["float32"] * hardware.bf16_speedup(kind)
     total = hardware.memory_total() if kind == "cpu" else int(torch.cuda.get_device_properties(0).total_memory)
     return Device(
         HERE, f"this machine ({kind})", total, 0.9, hardware.memory_bandwidth(kind, repeats=3), rates,

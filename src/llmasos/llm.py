@@ -476,7 +476,7 @@ class LLM(Opened):
             128, self._max_length(PredictConfig()))  # fmt: skip
         peak = float(read(folder)["peak_bytes"]) if (folder / CERTIFICATE).is_file() else 0.0
         return estimate(
-            shape_of(folder, self.task), find(device), found, length=length, batch_size=batch_size,
+            shape_of(folder, self.task), find(device, found), found, length=length, batch_size=batch_size,
             weight_bytes=weights, peak_bytes=peak,
             measure=(lambda: self._reached(found, length, batch_size)) if device == HERE else None,
         )  # fmt: skip

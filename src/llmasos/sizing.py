@@ -1,8 +1,8 @@
 """Tell how a model will run on a device: whether it fits, and rows or tokens a second, from bytes and operations.
 
 A roofline (Williams, Waterman and Patterson, 2009): a step takes as long as its arithmetic at the device's rate, or as
-reading its bytes at the device's bandwidth, whichever is longer. That is a bound. ``expected`` is the share of it that
-was measured on the machine where this was written, for want of a better one.
+reading its bytes at the device's bandwidth, whichever is longer. That is a bound. ``expected`` is
+a share of it, by experience; ``this-machine`` runs the model and shows its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .tasks.base import Task
 
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int8-dynamic": 1.0, "int4": 0.5}
 SHARES = {"rows": 0.45, "tokens": 0.55}
-"""Of the bound, what was reached with two cores: rows of 128 tokens in MiniLM, and docs/benchmarks.md for decoding."""
+"""Of the bound, what is expected. Tokens: what docs/benchmarks.md has of decoding on two cores (54 %). Rows: assumed,
+since real runtimes reach from a fifth of a matrix unit's peak to two thirds of a plain vector unit's."""
 RUNTIME = 150e6
 """Bytes that a runtime, its code and a tokenizer take, by what the export gate saw of small artifacts."""
 
