@@ -104,7 +104,7 @@ def shape_of(folder: Path, task: Task | None) -> Shape:
     tables = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
     weights = {id(weight): weight for weight in model.parameters()}
     head = model.get_output_embeddings() if writes else None
-    tied = head is not None and bool(getattr(config, "tie_word_embeddings", False))
+    tied = bool(getattr(config, "tie_word_embeddings", False))
     total = sum(weight.numel() for weight in weights.values())
     products = sum(weight.numel() for key, weight in weights.items() if weight.ndim > 1 and key not in tables)
     if head is not None and id(head.weight) in tables:
