@@ -98,7 +98,7 @@ def test_beams_find_what_transformers_finds_when_both_stop_at_the_first_full_set
             max_new_tokens=12, do_sample=False, early_stopping=True, forced_eos_token_id=None,
         )[0, 1:].tolist()  # fmt: skip
         expected.append(row[: row.index(END)] if END in row else row)
-    search = Search(12, (END,), first=model.generation_config.forced_bos_token_id, beams=4)
+    search = Search(12, (END,), first=model.generation_config.forced_bos_token_id, beams=4, early_stopping=True)
     assert [one.tokens for one in engine.search(prompts(), search)] == expected
 
 
@@ -157,7 +157,7 @@ def tuned(request, tmp_path_factory):
     tokenizer.save_pretrained(folder / "base")
     llm = LLM.from_pretrained(folder / "base")
     llm.finetune(
-        TranslationTask(), ROWS * 2, epochs=20, batch_size=8, learning_rate=3e-3, dropout=0.0, threads=1,
+        TranslationTask(), ROWS * 2, epochs=40, batch_size=8, learning_rate=5e-3, dropout=0.0, threads=1,
         precision="float32", progress=False, output=folder / "tuned",
     )  # fmt: skip
     return folder

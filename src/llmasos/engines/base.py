@@ -88,6 +88,7 @@ class Search:
         repetition_penalty: above 1 makes tokens that were there already less likely.
         beams: texts searched side by side; 1 takes the likeliest token.
         length_penalty: the power of its length by which the logarithm of an answer's probability is divided.
+        early_stopping: whether beams stop as soon as as many texts as beams have ended.
         at_once: prompts written to together.
     """
 
@@ -102,6 +103,7 @@ class Search:
     repetition_penalty: float = 1.0
     beams: int = 1
     length_penalty: float = 1.0
+    early_stopping: bool = False
     at_once: int = 32
 
 

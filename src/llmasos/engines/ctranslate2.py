@@ -25,6 +25,11 @@ COMPUTED = {
 }
 """Precision of the weights -> what is computed in, the first that the processor can."""
 
+PATIENCE = 2.0
+"""Texts that must have ended, in beams, where the model asks for no early stopping. transformers then stops where no
+beam can become better, which CTranslate2 does not know: of 80 uncertain sentences of a tiny T5, 69 came out alike with
+a patience of 1, 77 with 2, and 80 with 4, whose search takes longest."""
+
 
 class CTranslate2Engine:
     """Write with a CTranslate2 model; an ``Author`` and a ``Searcher``, see ``base.py``.
@@ -119,7 +124,7 @@ class CTranslate2Engine:
         results = self._translator.translate_batch(
             [self._said(prompt) for prompt in prompts],
             None if search.first is None else [self._said([search.first]) for _ in prompts],
-            beam_size=search.beams, length_penalty=search.length_penalty,
+            beam_size=search.beams, patience=1.0 if search.early_stopping else PATIENCE, length_penalty=search.length_penalty,
             repetition_penalty=search.repetition_penalty, no_repeat_ngram_size=search.no_repeat,
             suppress_sequences=[self._said(words) for words in search.never] or None,
             end_token=list(search.ends), return_end_token=True,  # so it counts in the length, as for transformers

@@ -99,5 +99,6 @@ class Searching(Generator):
             repetition_penalty=config.repetition_penalty,
             beams=config.num_beams,
             length_penalty=1.0 if settings.length_penalty is None else float(settings.length_penalty),
+            early_stopping=settings.early_stopping is True,
             at_once=config.batch_size,
         )
