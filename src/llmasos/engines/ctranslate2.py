@@ -124,7 +124,8 @@ class CTranslate2Engine:
         results = self._translator.translate_batch(
             [self._said(prompt) for prompt in prompts],
             None if search.first is None else [self._said([search.first]) for _ in prompts],
-            beam_size=search.beams, patience=1.0 if search.early_stopping else PATIENCE, length_penalty=search.length_penalty,
+            beam_size=search.beams, patience=1.0 if search.early_stopping else PATIENCE,
+            length_penalty=search.length_penalty,
             repetition_penalty=search.repetition_penalty, no_repeat_ngram_size=search.no_repeat,
             suppress_sequences=[self._said(words) for words in search.never] or None,
             end_token=list(search.ends), return_end_token=True,  # so it counts in the length, as for transformers
