@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmasos import LLM, LanguageModelingTask, SentenceSimilarityTask, TextClassificationTask, TextGenerationTask
+from llmasos import LLM, ChatTask, LanguageModelingTask, SentenceSimilarityTask, TextClassificationTask
 from llmasos.core import llama
 from llmasos.errors import BundleError, LLMasOSError, MissingExtraError, ParityError, UsageError
 from llmasos.exporters.gguf import PLUGIN as FORMAT
@@ -101,7 +101,7 @@ def test_a_language_model_scores_texts_as_the_model_does(tuned, tmp_path, kind, 
 @pytest.mark.parametrize("precision", ["f16", "q8_0"])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
 def test_a_chat_model_writes_the_same_tokens(tuned, tmp_path, kind, precision):
-    llm = LLM.from_pretrained(tuned(kind, TextGenerationTask(), CHATS * 8))
+    llm = LLM.from_pretrained(tuned(kind, ChatTask(), CHATS * 8))
     found = llm.export(tmp_path / "out", "gguf", quantize=precision, data=CHATS)
     assert found.golden.written == 1.0
     artifact = LLM.from_pretrained(tmp_path / "out")
@@ -257,7 +257,7 @@ def test_other_models_and_precisions_are_refused_by_name():
         with pytest.raises(UsageError, match=f"no {task.tag} model of type {config.model_type}"):
             FORMAT.check(task, config, None)
     with pytest.raises(UsageError, match="holds no"):
-        FORMAT.check(TextGenerationTask(), T5Config(), None)
+        FORMAT.check(ChatTask(), T5Config(), None)
     with pytest.raises(UsageError, match="q3_k"):
         FORMAT.check(LanguageModelingTask(), LlamaConfig(), "q3_k")
 
