@@ -57,7 +57,7 @@ CHATS = [
 def words(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
     texts = [row["text"] for row in TEXTS * 3] + [m["content"] for row in CHATS for m in row["messages"]]
-    return train_tokenizer(texts, 320, output=folder / "tokenizer", chat_template="chatml").path
+    return train_tokenizer(texts, 300, output=folder / "tokenizer", chat_template="chatml").path
 
 
 @pytest.fixture(scope="module")

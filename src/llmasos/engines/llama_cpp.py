@@ -131,10 +131,12 @@ class LlamaCppEngine:
         """Go on with these rows; see ``Stepper``."""
         assert self._context is not None
         wanted = [self._rows[int(row)] for row in rows]
-        if len(wanted) > self._context.rows:  # beams: more sequences than there were prompts
+        if len(wanted) > self._context.rows:  # beams: more sequences than there were prompts, which are read once more
             larger = _Context(self, len(wanted), self._context.length)
             for row, old in enumerate(wanted):
-                larger.take(row, self._context, old)
+                ids = self._context.tokens[old]
+                for start in range(0, len(ids), _CHUNK):
+                    larger.read(ids[start : start + _CHUNK], row, [])
             self._context.close()
             self._context, self._rows = larger, list(range(len(wanted)))
             return
@@ -194,7 +196,7 @@ class _Context:
             raise BundleError(f"llama.cpp has no room for {rows} x {length} tokens", hint="a smaller batch_size")
         self._memory = self._library.llama_get_memory(self.pointer)
         self._batch = self._library.llama_batch_init(int(params.n_batch), 0, 1)
-        self._read = [0] * rows
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
 
     def read(self, ids: Sequence[int], row: int, asked: Sequence[int]) -> list[NDArray[np.float32]]:
         """Append tokens to a sequence; return the logits after those of them that are asked for, by place."""
@@ -202,13 +204,13 @@ class _Context:
         batch.n_tokens = len(ids)
         for place, token in enumerate(ids):
             batch.token[place] = token
-            batch.pos[place] = self._read[row] + place
+            batch.pos[place] = len(self.tokens[row]) + place
             batch.n_seq_id[place] = 1
             batch.seq_id[place][0] = row
             batch.logits[place] = place in wanted
         if code := self._library.llama_decode(self.pointer, batch):
             raise BundleError(f"llama.cpp cannot compute {len(ids)} tokens (code {code})", hint="a shorter text")
-        self._read[row] += len(ids)
+        self.tokens[row] += ids
         return [
             np.ctypeslib.as_array(
                 self._library.llama_get_logits_ith(self.pointer, place), (self._size,)
@@ -219,7 +221,7 @@ class _Context:
         """Forget all sequences."""
         if self._memory:
             self._library.llama_memory_clear(self._memory, False)
-        self._read = [0] * self.rows
+        self.tokens = [[] for _ in range(self.rows)]
 
     def keep(self, wanted: Sequence[int]) -> list[int]:
         """Keep these sequences, some of them several times; return where they are now."""
@@ -233,19 +235,10 @@ class _Context:
             if old in taken:
                 new = free.pop()
                 self._library.llama_memory_seq_cp(self._memory, old, new, -1, -1)
-                self._read[new] = self._read[old]
+                self.tokens[new] = list(self.tokens[old])
             taken.add(new)
             found.append(new)
         return found
-
-    def take(self, row: int, other: _Context, old: int) -> None:
-        """Copy a sequence of another context."""
-        size = self._library.llama_state_seq_get_size(other.pointer, old)
-        state = (ctypes.c_uint8 * size)()
-        self._library.llama_state_seq_get_data(other.pointer, state, size, old)
-        if not self._library.llama_state_seq_set_data(self.pointer, state, size, row):
-            raise BundleError("llama.cpp cannot copy a text that is being written", hint="num_beams=1")
-        self._read[row] = other._read[old]
 
     def close(self) -> None:
         """Give the memory back."""
