@@ -28,7 +28,7 @@ FILE, TOKENS = "model.gguf", "tokens.json"
 
 @dataclass(frozen=True)
 class Family:
-    """What llama.cpp calls an architecture, the activation that it has there, whether it writes and turns neighbours."""
+    """What llama.cpp calls it, the activation that it has there, whether it writes, and whether it turns neighbours."""
 
     name: str
     activation: str
