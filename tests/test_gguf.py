@@ -134,12 +134,12 @@ def test_a_bert_embeds_and_classifies(tmp_path, task, precision):
     found = llm.export(tmp_path / "out", "gguf", quantize=precision, data=rows)
     assert found.golden.relative < {"f16": 1e-2, "q8_0": 5e-2}[precision]
     artifact = LLM.from_pretrained(tmp_path / "out")
-    field = "text" if task is TextClassificationTask else "anchor"
-    texts = [row[field] for row in rows]
-    together = artifact.predict(texts, threads=1)
-    if task is TextClassificationTask:
-        assert [one.label for one in together] == [one.label for one in llm.predict(texts, threads=1)]
-        assert [artifact.predict(text, threads=1) for text in texts] == together
+    together = artifact.predict(rows, threads=1)
+    assert [artifact.predict(row, threads=1) for row in rows] == together
+    for here, wanted in zip(together, llm.predict(rows, threads=1, precision="float32"), strict=True):
+        assert here.score == pytest.approx(wanted.score, abs=2e-2)
+        if task is TextClassificationTask:
+            assert here.label == wanted.label
 
 
 @runs
@@ -157,9 +157,9 @@ def test_a_perturbed_export_is_refused_and_nothing_is_left(tuned, tmp_path, monk
 
 @runs
 def test_a_file_that_would_read_other_tokens_is_refused(tuned, tmp_path, monkeypatch):
-    from llmasos.exporters import _words
+    from llmasos.exporters import gguf as format_
 
-    monkeypatch.setattr(_words, "PRE_TOKENIZERS", dict.fromkeys(_words.PRE_TOKENIZERS, "gpt-2"))
+    monkeypatch.setattr(format_, "examples", lambda source: [{"text": "Hello", "ids": [1, 2, 3]}])
     with pytest.raises(LLMasOSError, match="other tokens"):
         LLM.from_pretrained(tuned("llama")).export(tmp_path / "out", "gguf", data=TEXTS)
     assert list(tmp_path.iterdir()) == []
@@ -187,7 +187,7 @@ def written(folder, out, task, precision="f16"):
     opened = load_model(folder, task, known=None)
     tokenizer = load_tokenizer(folder)
     out.mkdir()
-    FORMAT.write(Source(opened.model.eval(), opened.task, tokenizer), out, precision)
+    FORMAT.write(Source(opened.model.eval(), task, tokenizer), out, precision)
     return opened.model, tokenizer, GGUFReader(out / "model.gguf")
 
 
