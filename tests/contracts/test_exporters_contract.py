@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def test_a_model_that_was_changed_on_the_way_is_refused(
                     parameter.mul_(1.5)
             return super().write(replace(source, model=model), folder, precision)
 
-    monkeypatch.setattr(sys.modules[type(exporter).__module__], "PLUGIN", Broken())
+    monkeypatch.setattr(importlib.import_module(f"llmasos.exporters.{name.replace('-', '_')}"), "PLUGIN", Broken())
     with pytest.raises(errors.ParityError, match="is not the same model"):
         LLM.from_pretrained(folder).export(tmp_path / "out", name, data=rows)
     assert list(tmp_path.iterdir()) == []
