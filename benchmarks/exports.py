@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import child, data, harness, predict
 from .records import Column, Goal, Result, Run, goal, middle
-from .runtimes import RUNTIMES
+from .runtimes import RUNTIMES, SIZES
 
 PEERS = ("pipeline_batched", "torch_fp32_sorted", "llmasos")
 ROWS = 3000
@@ -46,25 +47,27 @@ def main() -> None:
 
 
 def artifacts() -> list[str]:
-    """Return all formats and precisions that hold a classifier."""
+    """Return all formats and precisions that hold a classifier; of formats that one engine runs, the plain one."""
     from llmasos.core import plugins
 
-    formats = [plugins.load("exporters", name) for name in plugins.names("exporters")]
-    return [f"{one.target}_{precision}" for one in formats for precision in one.precisions.get("encoder", ())
-            if "row" in one.outputs]  # fmt: skip
+    formats = {}
+    for one in sorted(
+        (plugins.load("exporters", name) for name in plugins.names("exporters")), key=lambda one: len(type(one).__mro__)
+    ):
+        if "row" in one.outputs:
+            formats.setdefault(one.engine, one)
+    return [f"{one.target}_{kind}" for one in formats.values() for kind in one.precisions.get("encoder", ())]
 
 
 def work_of(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Export, or time one pass over the texts."""
+    content = json.loads((work / "texts.json").read_text(encoding="utf-8"))
+    if options.export:
+        return exported(name, work)
     if name in PEERS:
-        return timed(*RUNTIMES[name].load(work / "model", work, texts(work)["warm"]), work)
-    return exported(name, work) if options.export else answered(name, work)
-
-
-def texts(work: Path) -> dict[str, Any]:
-    """Return the texts to answer and those to warm up with."""
-    content: dict[str, Any] = json.loads((work / "texts.json").read_text(encoding="utf-8"))
-    return content
+        answer, extra = RUNTIMES[name].load(work / "model", work, content["warm"])
+        return {**predict.timed(answer, content, work, options.seed), **extra}
+    return answered(name, work, content, options.seed)
 
 
 def exported(name: str, work: Path) -> dict[str, Any]:
@@ -81,52 +84,31 @@ def exported(name: str, work: Path) -> dict[str, Any]:
     return {}
 
 
-def answered(name: str, work: Path) -> dict[str, Any]:
-    """Time an artifact."""
+def answered(name: str, work: Path, content: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Open an artifact, find its best batch size and time it."""
     from llmasos import LLM
 
-    start = time.perf_counter()
-    model = LLM.from_pretrained(work / name)
-    content, best = texts(work), {}
-    model.predict(content["warm"][:8])
-    load = time.perf_counter() - start
-    for size in (8, 16, 32):
+    model, best = LLM.from_pretrained(work / name), {}
+    for size in SIZES:
         model.predict(content["warm"], batch_size=size)
         start = time.perf_counter()
         model.predict(content["warm"], batch_size=size)
         best[size] = time.perf_counter() - start
     size = min(best, key=lambda one: best[one])
-    found = timed(
-        lambda some: [int(one.label) for one in model.predict(list(some), batch_size=size)], {"batch_size": size}, work
-    )
+
+    def answer(texts: Sequence[str]) -> list[int]:
+        return [int(one.label) for one in model.predict(list(texts), batch_size=size)]
+
     certificate = json.loads((work / name / "certificate.json").read_text(encoding="utf-8"))
     return {
-        **found,
-        "load_seconds": load,
+        **predict.timed(answer, content, work, seed),
+        "batch_size": size,
         "size_mb": certificate["size_bytes"] / 1e6,
         "peak_mb": certificate["peak_bytes"] / 1e6,
         "start_seconds": certificate["load_seconds"],
         "latency_ms": certificate["latency_ms"],
         "difference": 100 * certificate["golden"]["relative"],
         "kept": certificate["kept"],
-    }
-
-
-def timed(classify: Any, extra: dict[str, Any], work: Path) -> dict[str, Any]:
-    """Time one pass over the texts."""
-    content = texts(work)
-    rows = content["rows"]
-    start = time.perf_counter()
-    labels = classify([row["text"] for row in rows])
-    seconds = time.perf_counter() - start
-    reference = json.loads((work / "reference.json").read_text(encoding="utf-8"))
-    scored = rows[: content["scored"]]
-    hits = sum(label == row["label"] for label, row in zip(labels, scored, strict=False))
-    return {
-        **extra,
-        "sentences_per_second": len(rows) / seconds,
-        "agreement": 100 * sum(a == b for a, b in zip(labels, reference, strict=True)) / len(rows),
-        "quality": hits / len(scored),
     }
 
 

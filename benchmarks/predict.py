@@ -16,7 +16,7 @@ from typing import Any
 
 from . import child, data, harness
 from .records import Column, Goal, Result, Run, goal, middle, ratio
-from .runtimes import RUNTIMES
+from .runtimes import RUNTIMES, Classify
 
 ROWS = 3000
 WARM_UP = 512
@@ -140,8 +140,13 @@ def classify(name: str, work: Path, options: argparse.Namespace) -> dict[str, An
     start = time.perf_counter()
     answer, extra = runtime.load(work / "model", work / name, content["warm"])
     loaded = time.perf_counter() - start - extra.get("tuning_seconds", 0.0)
+    return {**timed(answer, content, work, options.seed), "load_seconds": loaded, **extra}
+
+
+def timed(answer: Classify, content: dict[str, Any], work: Path, seed: int) -> dict[str, Any]:
+    """Warm up, then time one pass over the texts in an order of their own, and score it."""
     order = list(range(len(content["rows"])))
-    random.Random(options.seed).shuffle(order)
+    random.Random(seed).shuffle(order)
     texts = [content["rows"][i]["text"] for i in order]
     answer(content["warm"])
     start = time.perf_counter()
@@ -155,8 +160,6 @@ def classify(name: str, work: Path, options: argparse.Namespace) -> dict[str, An
         "seconds": seconds,
         "agreement": 100 * data.share(labels, expected),
         "quality": data.share(labels[:scored], [row["label"] for row in content["rows"][:scored]]),
-        "load_seconds": loaded,
-        **extra,
     }
 
 

@@ -17,7 +17,7 @@ cli/_edge
 core/atomic core/bundle core/config core/errors core/events core/hardware core/plugins core/storage
 data/arrow data/batching data/columns data/dataset data/dealing data/encoding data/files data/ledger data/lines
 data/origin data/shards data/squad data/tokenizer
-engines/_graph engines/base engines/onnxruntime engines/openvino
+engines/_graph engines/_writing engines/base engines/onnxruntime engines/openvino
 metrics/base metrics/entities metrics/similarity metrics/tokens metrics/answers metrics/classification
 tasks/_vocabulary tasks/_words tasks/base tasks/fill_mask tasks/question_answering tasks/sentence_similarity
 tasks/text_classification tasks/token_classification

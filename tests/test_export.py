@@ -25,7 +25,8 @@ from llmasos.engines._apart import Apart
 from llmasos.exporters import _onnx as onnx
 from llmasos.exporters._sensitivity import parts, ranked
 from llmasos.exporters.base import KINDS, Source, Written
-from tiny import save_tiny_bert
+from llmasos.loading import load_writer
+from tiny import save_tiny, save_tiny_bert
 
 pytest.importorskip("onnxruntime")
 
@@ -93,6 +94,44 @@ def test_the_certificate_says_what_was_found(artifact: Path) -> None:
         assert content[name] > 0
     assert content["versions"]["onnxruntime"]
     assert set(content["files"]) == {"onnx/model.onnx"}
+
+
+def test_the_options_of_an_export_are_kept_to(
+    tuned: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    calibrated: list[Any] = []
+    usual = Apart.outputs
+
+    def outputs(self: Any, batch: Any) -> Any:
+        sizes.append(len(batch))
+        return usual(self, batch)
+
+    def write(self: Any, source: Source, folder: Path, precision: str) -> Written:
+        calibrated.append(source.calibration)
+        shutil.copytree(artifact / "onnx", folder / "onnx")
+        return Written(["onnx/model.onnx"], more={"writes": False})
+
+    monkeypatch.setattr(Apart, "outputs", outputs)
+    monkeypatch.setattr(onnx.OnnxFormat, "write", write)
+    llm = LLM.from_pretrained(tuned / "model")
+    llm.export(tmp_path / "a", "onnx", batch_size=3, max_length=12)
+    assert max(sizes) == 3
+    assert json.loads((tmp_path / "a" / "golden.json").read_text())["max_length"] == 12
+    with pytest.raises(errors.UsageError, match="takes at most 64 tokens"):
+        llm.export(tmp_path / "b", "onnx", max_length=65)
+    _, rows = TextClassificationTask.sample()
+    llm.export(tmp_path / "c", "onnx", quantize="int8", calibration=rows[:5])
+    llm.export(tmp_path / "d", "onnx", quantize="int8")  # those of the training
+    assert [len(one) for one in calibrated[1:]] == [5, 24]
+
+
+def test_golden_rows_that_no_model_could_read_are_no_proof(tmp_path: Path) -> None:
+    kind = plugins.load("tasks", "text-generation")
+    llm = LLM.from_pretrained(save_tiny(tmp_path / "base", kind.auto_class))
+    task, _ = kind().fitted([], llm.tokenizer)
+    with pytest.raises(errors.DataError, match="at most 20 tokens reads no golden row"):
+        golden.make(load_writer(tmp_path / "base"), task, llm.tokenizer, 20)
 
 
 def test_a_quantized_export_needs_rows_and_says_so(tuned: Path, tmp_path: Path) -> None:
@@ -221,6 +260,8 @@ def test_verify_finds_what_was_changed(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.BundleError, match=r"changed: golden.json"):
         LLM.from_pretrained(changed("golden.json", other_output)).verify()
     with pytest.raises(errors.ParityError, match="golden row 2 differs by 1"):
+        LLM.from_pretrained(changed("golden.json", other_output, hashed=False)).predict("a good day")  # at first load
+    with pytest.raises(errors.ParityError, match="golden row 2 differs by 1"):
         LLM.from_pretrained(changed("golden.json", other_output, hashed=False)).verify()
 
     def other_token(content: Any) -> None:
@@ -242,10 +283,10 @@ def test_verify_finds_what_was_changed(artifact: Path, tmp_path: Path) -> None:
         LLM.from_pretrained(changed("llmasos.json", other_special)).verify()
 
     def other_version(content: Any) -> None:
-        content["versions"]["onnxruntime"] = "1.0.0"
+        content["runtime"] = "float32, ONNX Runtime 1.0.0"
 
     found = LLM.from_pretrained(changed("certificate.json", other_version, hashed=False)).verify()
-    assert any("certified with onnxruntime 1.0.0" in note for note in found.notes)
+    assert found.notes[0].startswith("certified with float32, ONNX Runtime 1.0.0, this is float32, ONNX Runtime ")
 
 
 def test_a_saved_model_verifies_itself(tuned: Path, tmp_path: Path) -> None:
@@ -255,6 +296,9 @@ def test_a_saved_model_verifies_itself(tuned: Path, tmp_path: Path) -> None:
     assert found.score is not None
     shutil.copytree(tuned / "model", tmp_path / "old")
     (tmp_path / "old" / "golden.json").unlink()
+    manifest = json.loads((tmp_path / "old" / "llmasos.json").read_text())
+    del manifest["files"]["golden.json"]
+    (tmp_path / "old" / "llmasos.json").write_text(json.dumps(manifest))
     with pytest.raises(errors.BundleError, match="no golden rows"):
         LLM.from_pretrained(tmp_path / "old").verify()
 

@@ -6,11 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .core.errors import BundleError
+from . import golden
+from .core import bundle
+from .core.errors import BundleError, ParityError
 from .golden import Difference
 from .metrics.base import Interval
+from .tasks.base import Task
+
+if TYPE_CHECKING:
+    from .engines.base import Author, Engine
 
 CERTIFICATE = "certificate.json"
 
@@ -104,11 +110,52 @@ class Certificate:
         return content
 
 
+def check_golden(
+    folder: Path, engine: Engine | Author, task: Task, tokenizer: Any, precision: str, limit: Tolerance | None = None
+) -> Difference:
+    """Run the golden rows of a folder, as whatever opens an exported model does first.
+
+    Args:
+        folder: the model's, or the artifact's.
+        engine: what runs it; an ``Author`` where it writes.
+        task, tokenizer: its own.
+        precision: its number format.
+        limit: what may be different; by precision if None.
+
+    Raises:
+        BundleError: it has no golden rows.
+        ParityError: they give something else here.
+    """
+    kept, limit = golden.read(folder), limit or TOLERANCES[precision]
+    if kept is None:
+        raise BundleError(f"{folder} has no golden rows to compare with", hint="save or export it with this version")
+    found = golden.compare(kept, engine, task, tokenizer)
+    if wrong := golden_faults(found, precision, limit):
+        raise ParityError(
+            f"on this machine {'; '.join(wrong)}",
+            hint="another version of the runtime, or export the model again on this machine",
+        )
+    return found
+
+
+def golden_faults(found: Difference, precision: str, limit: Tolerance) -> list[str]:
+    """Say what is wrong with what golden rows gave."""
+    faults = []
+    if found.written is not None and found.written < 1.0 and precision == "float32":
+        faults.append(f"{1.0 - found.written:.0%} of the golden answers are other tokens")
+    if not found.relative <= limit.outputs:
+        faults.append(
+            f"an output of golden row {found.example + 1} differs by {found.largest:.3g}, {found.relative:.1%} of the "
+            f"largest; {precision} allows {limit.outputs:.1%}"
+        )
+    return faults
+
+
 def read(folder: Path) -> Mapping[str, Any]:
     """Read the certificate of an artifact.
 
     Raises:
-        BundleError: it has none, or a damaged one.
+        BundleError: it has none, a damaged one, or that of other files.
     """
     path = folder / CERTIFICATE
     try:
@@ -120,4 +167,8 @@ def read(folder: Path) -> Mapping[str, Any]:
         raise BundleError(f"{path} is damaged: {error}", hint="export the model again") from error
     if missing:
         raise BundleError(f"{path} lacks {', '.join(sorted(missing))}", hint="export the model again")
+    files = (bundle.read_manifest(folder) or {}).get("files", {})
+    if wrong := [name for name, value in content["files"].items() if files.get(name) != value]:
+        raise BundleError(f"the certificate in {folder} is of other files: {', '.join(wrong)}",
+                          hint="export the model again")  # fmt: skip
     return content  # type: ignore[no-any-return]

@@ -23,15 +23,14 @@ from typing import Any
 import numpy as np
 
 from . import __version__, golden
-from .certificate import CERTIFICATE, TOLERANCES, Certificate, Score
+from .certificate import CERTIFICATE, TOLERANCES, Certificate, Score, golden_faults
 from .core import bundle, hardware, plugins
 from .core.config import WriteConfig
-from .core.errors import DataError, ParityError, UsageError
+from .core.errors import ParityError, UsageError
 from .core.events import Event, Note, Phase, Progress, Saved
 from .data.dataset import Dataset, read
 from .data.encoding import Encoded, encode
 from .engines._apart import Apart
-from .engines._writing import Scoring
 from .engines.base import Engine
 from .engines.torch import TorchEngine
 from .evaluation import evaluate, referenced
@@ -58,11 +57,11 @@ class Job:
 
     Args:
         source: the model.
-        manifest: what ``llmasos.json`` says of it.
+        folder, manifest: where it is, and what ``llmasos.json`` says of it.
         max_length: the longest text in tokens.
         target, precision: the format.
-        data: labelled rows for the score.
-        calibration: rows for ranges of activations; ``data`` if not given.
+        data: labelled rows for the score; those of the training's evaluation, if unchanged, where not given.
+        calibration: rows for ranges of activations; likewise those of the training, else ``data``.
         columns: task field -> column.
         accept_drop: how much of the score may be lost, in percent; by precision if not given.
         batch_size: rows computed at once.
@@ -71,6 +70,7 @@ class Job:
     """
 
     source: Source
+    folder: Path
     manifest: Mapping[str, Any]
     max_length: int
     target: str
@@ -99,17 +99,17 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Events[E
     precision = exporter.check(source.task, source.model.config, job.precision)
     output = Path(output)
     _check_free(output, overwrite=overwrite)
-    if job.data is None and TOLERANCES[precision].drop > TOLERANCES["bfloat16"].drop:
+    yield Phase("read")
+    data = _recorded(job, "evaluation") if job.data is None else job.data
+    if data is None and TOLERANCES[precision].drop > TOLERANCES["bfloat16"].drop:
         raise UsageError(
             f"{precision} changes what the model answers, so its score must be compared",
             hint="give labelled rows: data=..., --data dev.jsonl",
         )
-    yield Phase("read")
-    rows = None if job.data is None else Rows(job, job.data, WRITTEN if source.task.generates else None)
-    calibration = rows
+    rows = calibration = None if data is None else Rows(job, data, WRITTEN if source.task.generates else None)
     if precision in exporter.calibrated and not source.task.generates:
-        if job.calibration is not None:
-            calibration = Rows(job, job.calibration, CALIBRATED)
+        if (others := _recorded(job, "train") if job.calibration is None else job.calibration) is not None:
+            calibration = Rows(job, others, CALIBRATED)
         else:
             yield Note("calibrated on the rows that it is scored on; other rows, as those of the training, are fairer")
     original = _original(job, rows)
@@ -117,6 +117,7 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Events[E
         yield Phase("score the model", len(rows.encoded))
         original.score()
         yield Progress(len(rows.encoded))
+    kept = golden.make(source.model, source.task, source.tokenizer, job.max_length)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
         source, order = replace(source, calibration=None if calibration is None else calibration.encoded), None
@@ -124,7 +125,7 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Events[E
             work = Path(scratch) / f"kept-{len(source.kept)}"
             work.mkdir()
             yield Phase(f"export to {job.target}, {precision}")
-            content = _written(job, exporter, source, work, precision)
+            content = _written(job, exporter, source, work, precision, kept)
             yield Phase("run it", None if rows is None else len(rows.encoded))
             certificate, faults = _judged(job, original, rows, work, content)
             if not faults:
@@ -143,44 +144,37 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Events[E
     return replace(certificate, path=path)
 
 
-def recorded(
-    folder: Path, manifest: Mapping[str, Any], task: Task, data: Any, calibration: Any,
-    columns: Mapping[str, str] | None,
-) -> tuple[Any, Any]:  # fmt: skip
-    """Return the rows to score and to calibrate on: those given, else those of the training, if unchanged."""
+def _recorded(job: Job, name: str) -> Dataset | None:
+    """Return the rows that the model was trained (``train``) or scored on (``evaluation``), if they are unchanged."""
     try:
-        asked = json.loads((folder / bundle.RUN / "run.json").read_text(encoding="utf-8"))["asked"]
-        prints = {name: manifest["data"][name]["fingerprint"] for name in ("train", "evaluation")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return data, calibration
-
-    def same(path: Any, name: str) -> Any:
+        record = json.loads((job.folder / bundle.RUN / "run.json").read_text(encoding="utf-8"))["asked"]
+        path, wanted = record[{"train": "data", "evaluation": "eval_data"}[name]], job.manifest["data"][name]
         if not isinstance(path, str) or not Path(path).is_file():
             return None
-        try:
-            rows = read(path, task.fields, columns=columns or asked.get("columns"))
-        except DataError:
-            return None
-        return rows if rows.fingerprint() == prints[name] else None
-
-    return (
-        same(asked.get("eval_data"), "evaluation") if data is None else data,
-        same(asked.get("data"), "train") if calibration is None else calibration,
-    )
+        rows = read(path, job.source.task.fields, columns=job.columns or record["columns"])
+        return rows if rows.fingerprint() == wanted["fingerprint"] else None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # a record of another version; rows that are no more what they were
+        return None
 
 
 # -- what is written ----------------------------------------------------------------------------------
 
 
-def _written(job: Job, exporter: Exporter, source: Source, work: Path, precision: str) -> dict[str, Any]:
+def _written(
+    job: Job, exporter: Exporter, source: Source, work: Path, precision: str, kept: golden.Golden
+) -> dict[str, Any]:
     """Write the artifact; return what its manifest says."""
-    rows = golden.make(source.model, source.task, source.tokenizer, job.max_length)
     found = exporter.write(source, work, precision)
     source.tokenizer.save_pretrained(work)
     source.model.config.save_pretrained(work)
     if source.task.generates:
         source.model.generation_config.save_pretrained(work)
-    rows.write(work)
+    kept.write(work)
     artifact = {"target": exporter.target, "engine": exporter.engine, "precision": precision, "files": found.files,
                 "kept": list(source.kept), "notes": found.notes, **found.more}  # fmt: skip
     same = {name: job.manifest[name] for name in ("base", "data", "metrics", "report", "max_length")
@@ -309,19 +303,13 @@ def _judged(
     limit = limit if job.accept_drop is None else replace(limit, drop=job.accept_drop)
     kept = golden.read(work)
     assert kept is not None
-    faults: list[str] = []
     with opened(work, artifact, task, tokenizer) as engine:
         apart = golden.compare(kept, engine, task, tokenizer)
-        if apart.written is not None and apart.written < 1.0 and artifact["precision"] == "float32":
-            faults.append(f"{1.0 - apart.written:.0%} of the golden answers are other tokens")
-        if not apart.relative <= limit.outputs:
-            faults.append(
-                f"an output of golden row {apart.example + 1} differs by {apart.largest:.3g}, {apart.relative:.1%} of "
-                f"the largest; {artifact['precision']} allows {limit.outputs:.1%}"
-            )
+        faults = golden_faults(apart, artifact["precision"], limit)
         latency, score, speed = _latency(engine, kept, task, tokenizer), None, None
         if rows is not None:
-            found, before = _artifact(job, rows, engine, work), engine.seconds
+            found = Judged(job, rows, engine, lambda: of_artifact(work, engine, tokenizer, job.max_length))
+            before = engine.seconds
             found.score()
             if not task.generates:
                 speed = 2 * len(rows.encoded) / (engine.seconds - before)  # scored, and answered
@@ -344,25 +332,14 @@ def _judged(
             load_seconds=engine.load_seconds, open_seconds=engine.open_seconds, latency_ms=latency,
             rows_per_second=speed, peak_bytes=engine.peak_bytes(), kept=tuple(artifact["kept"]),
             notes=tuple(artifact["notes"]), files={name: bundle.digest(work / name) for name in artifact["files"]},
-            versions=versions(artifact["engine"]), machine=_machine(), command=list(job.command),
+            versions=versions(artifact["engine"]), machine=hardware.machine(), command=list(job.command),
         )  # fmt: skip
     return certificate, faults
 
 
-def _artifact(job: Job, rows: Rows, engine: Apart, work: Path) -> Judged:
-    """Return what judges the artifact."""
-    task, tokenizer = job.source.task, job.source.tokenizer
-    encodes = bool(getattr(job.source.model.config, "is_encoder_decoder", False))
-    judged = Scoring(engine, engine.how, encodes=encodes) if task.generates else engine
-    return Judged(job, rows, judged, lambda: of_artifact(work, engine, tokenizer, job.max_length))
-
-
 def opened(folder: Path, artifact: Mapping[str, Any], task: Task, tokenizer: Any) -> Apart:
     """Open an artifact by the engine of its format, in a process of its own."""
-    return Apart(
-        folder, artifact, pad_id=tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest,
-        threads=hardware.physical_cores(),
-    )  # fmt: skip
+    return Apart(folder, artifact, pad_id=tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest)
 
 
 def _latency(engine: Apart, rows: golden.Golden, task: Task, tokenizer: Any) -> float:
@@ -418,15 +395,11 @@ def _refused(
     mixed = f", also with {', '.join(kept)} in float32" if kept else ""
     lines = "".join(f"\n  {fault}" for fault in faults)
     hint = "another precision or format"
-    if certificate.score is not None and certificate.score.lost > 0.0:
-        hint += f", or a budget: accept_drop={max(0.1, np.ceil(10 * certificate.score.lost) / 10):g} (--accept-drop)"
+    score, limit = certificate.score, certificate.tolerance
+    alone = score is not None and max(score.relative, certificate.golden.relative) <= limit.outputs
+    if score is not None and alone and score.lost > limit.drop:
+        hint += f", or a budget: accept_drop={max(0.1, np.ceil(10 * score.lost) / 10):g} (--accept-drop)"
     return ParityError(f"the {job.target} model in {precision} is not the same model{mixed}:{lines}", hint=hint)
-
-
-def _machine() -> dict[str, Any]:
-    """Return what of this machine times and rounding depend on."""
-    found = hardware.describe()
-    return {name: found[name] for name in ("system", "processor", "cores", "memory_total")}
 
 
 def versions(engine: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .core import bundle
-from .core.errors import BundleError, ParityError
+from .core.errors import BundleError, DataError, ParityError
 from .data.batching import Batch, gather
 from .data.encoding import Encoded, flattened
 from .metrics.base import finite
@@ -94,6 +94,7 @@ def make(model: Any, task: Task, tokenizer: Any, limit: int) -> Golden:
         limit: the most tokens that it takes.
 
     Raises:
+        DataError: no golden row is short enough for the model.
         TrainingError: an output is not a finite number.
     """
     import torch
@@ -107,6 +108,8 @@ def make(model: Any, task: Task, tokenizer: Any, limit: int) -> Golden:
         model.train(was_training)
     for out in found.outputs:
         finite(out)
+    if not found.outputs:
+        raise DataError(f"a model of at most {limit} tokens reads no golden row", hint="one that takes longer texts")
     return found
 
 
@@ -131,7 +134,8 @@ def _written(model: Any, task: Task, tokenizer: Any, length: int) -> Golden:
     author, how = author_of(model), task.generation(tokenizer)
     first, start = how.get("first_token"), how.get("start_token")
     ends = sorted(ends_of(model, tokenizer))
-    rows = [row for row in task.golden() if len(_prompt(task, row, tokenizer, length)) <= length - WRITTEN]
+    length -= WRITTEN
+    rows = [row for row in task.golden() if len(_prompt(task, row, tokenizer, length)) <= length]
     prompts = [_prompt(task, row, tokenizer, length) for row in rows]
     found = [author.written([prompt], WRITTEN, ends, first=first, start=start)[0] for prompt in prompts]
     outputs, answers = [one.scores for one in found], [one.tokens for one in found]

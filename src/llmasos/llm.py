@@ -423,15 +423,14 @@ class LLM(Opened):
             UsageError: the format holds no such model, or rows are needed.
             ParityError: the artifact is not the same model, or loses more than ``accept_drop``; nothing is left behind.
         """
-        from .export import Job, export, recorded
+        from .export import Job, export
         from .exporters.base import Source
 
         config, task = ExportConfig.of(options), self._fitted()
         source = Source(self.model.cpu().eval(), task, self.tokenizer)
-        data, calibration = recorded(self.located.path, self._manifest, task, data, calibration, columns)
         before = PredictConfig(precision="float32")
         job = Job(
-            source, self._manifest or self._origin, self._max_length(config), target,
+            source, self.located.path, self._manifest or self._origin, self._max_length(config), target,
             lambda: self._untrained(task, before), config.quantize, data, calibration, columns, config.accept_drop,
             config.batch_size, command,
         )  # fmt: skip

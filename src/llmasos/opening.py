@@ -86,7 +86,7 @@ class Opened:
         self._encoder: Any = None
 
     def _engine(self, config: PredictConfig) -> Engine:
-        """Return what runs the model: torch, or for an exported model the runtime of its format."""
+        """Return what runs the model: torch, or for an exported model its own runtime, after its golden rows."""
         artifact = bundle.artifact_of(self._manifest)
         if artifact is None:
             from .core import hardware
@@ -106,10 +106,17 @@ class Opened:
                     f"{name}={value}, but {self.ref} is a {artifact['target']} model in {artifact['precision']}",
                     hint=f"leave {name} out, or open the model that it was exported from",
                 )
-        return plugins.load("engines", artifact["engine"])(  # type: ignore[no-any-return]
-            self.located.path, artifact, pad_id=self.tokenizer.pad_token_id or 0, output=task.output,
-            likeliest=task.likeliest, threads=config.threads,
+        from .certificate import check_golden
+        from .engines._writing import author_of
+
+        folder = self.located.path
+        engine: Engine = plugins.load("engines", artifact["engine"])(
+            folder, artifact, pad_id=self.tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest,
+            threads=config.threads,
         )  # fmt: skip
+        asked = author_of(engine) if task.generates else engine
+        check_golden(folder, asked, task, self.tokenizer, artifact["precision"])
+        return engine
 
     def _torch(self, config: PredictConfig) -> Engine:
         from .core import hardware

@@ -19,6 +19,8 @@ from .loading import load_config, quiet
 from .tasks.base import Task
 
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int8-dynamic": 1.0, "int4": 0.5}
+GGUF = {"f16": "float16", "q8_0": "int8", "q4_k": "int4"}
+"""What llama.cpp's formats are computed as."""
 SHARES = {"rows": 0.45, "tokens": 0.55}
 """Of the bound, what is expected. Tokens: what docs/benchmarks.md has of decoding on two cores (54 %). Rows: assumed,
 since real runtimes reach from a fifth of a matrix unit's peak to two thirds of a plain vector unit's."""
@@ -138,8 +140,9 @@ def estimate(
         peak_bytes: what the export gate saw a process take.
         measure: returns what this machine reaches, a second.
     """
-    rate, computed_in = device.rate(precision)
-    each = BYTES[precision]
+    kind = GGUF.get(precision, precision)
+    rate, computed_in = device.rate(kind)
+    each = BYTES[kind]
     weights = weight_bytes if weight_bytes is not None else shape.parameters * each
     read = shape.products * min(each, weights / max(1, shape.parameters))
     attention = 4.0 * shape.layers * shape.heads * shape.head_width

@@ -10,20 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import certificate, golden
-from .certificate import TOLERANCES, Tolerance
+from .certificate import TOLERANCES, Tolerance, check_golden
 from .core import bundle
 from .core.errors import BundleError, ParityError
 from .core.events import Event, Note, Phase, Progress
 from .data.dataset import read
 from .data.encoding import encode
-from .engines._writing import Scoring
 from .engines.base import Author, Engine
 from .engines.torch import TorchEngine
 from .evaluation import evaluate, referenced
-from .export import WRITTEN, answered, lost, opened, versions
+from .export import WRITTEN, answered, lost, opened
 from .generation.generator import Generator as Writer
 from .generation.generator import of_artifact
-from .loading import load_config
 from .metrics.base import Interval
 from .saving import tokenizer_contract
 from .tasks.base import Task
@@ -86,45 +84,32 @@ def verify(
     """
     yield Phase("files")
     manifest = bundle.read_manifest(folder)
-    kept = golden.read(folder)
-    if manifest is None or kept is None:
+    if manifest is None:
         raise BundleError(f"{folder} has no golden rows to compare with", hint="save or export it with this version")
     bundle.verify(folder)
     _check_tokenizer(folder, tokenizer, manifest)
-    artifact, written, notes = bundle.artifact_of(manifest), None, []
-    limit = TOLERANCES["float32"]
-    if artifact is not None:
-        written = certificate.read(folder)
-        wrong = [name for name, value in written["files"].items() if manifest["files"].get(name) != value]
-        if wrong:
-            raise BundleError(f"the certificate in {folder} is of other files: {', '.join(wrong)}",
-                              hint="export the model again")  # fmt: skip
-        limit = Tolerance(**written["tolerance"])
-        here = versions(artifact["engine"])
-        notes = [f"certified with {name} {old}, this is {here[name]}" for name, old in written["versions"].items()
-                 if name == artifact["engine"] and here.get(name, old) != old]  # fmt: skip
-        yield from map(Note, notes)
-    yield Phase("golden rows", len(kept.rows))
+    yield Phase("golden rows")
     job = _Job(task, tokenizer, max_length, untrained, data, columns, batch_size)
-    engine: Engine
-    if artifact is not None:
-        with opened(folder, artifact, task, tokenizer) as runtime:
-            found = yield from _checked(runtime, kept, task, tokenizer, limit, artifact["precision"])
-            engine = runtime
-            if task.generates:
-                engine = Scoring(runtime, runtime.how, encodes=load_config(folder).is_encoder_decoder)
-            scored = yield from _scored(
-                engine, job, written, limit, lambda: of_artifact(folder, runtime, tokenizer, max_length)
-            )
-    else:
+    artifact, files = bundle.artifact_of(manifest), len(manifest["files"])
+    if artifact is None:
+        precision = "float32"
         engine = TorchEngine(model(), tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest)
-        compared = golden.author_of(model()) if task.generates else engine
-        found = yield from _checked(compared, kept, task, tokenizer, limit, "float32")
-        scored = yield from _scored(engine, job, written, limit)
-    return Verified(
-        folder, artifact["target"] if artifact else None, artifact["precision"] if artifact else "float32", engine.how,
-        len(manifest["files"]), found, notes=tuple(notes), **scored,
-    )  # fmt: skip
+        asked: Engine | Author = golden.author_of(model()) if task.generates else engine
+        found = check_golden(folder, asked, task, tokenizer, precision)
+        scored = yield from _scored(engine, job, None, TOLERANCES[precision])
+        return Verified(folder, None, precision, engine.how, files, found, **scored)
+    precision, written = artifact["precision"], certificate.read(folder)
+    limit = Tolerance(**written["tolerance"])
+    with opened(folder, artifact, task, tokenizer) as runtime:
+        notes: tuple[str, ...] = ()
+        if runtime.how != written["runtime"]:
+            notes = (f"certified with {written['runtime']}, this is {runtime.how}",)
+            yield Note(notes[0])
+        found = check_golden(folder, runtime, task, tokenizer, precision, limit)
+        scored = yield from _scored(
+            runtime, job, written, limit, lambda: of_artifact(folder, runtime, tokenizer, max_length)
+        )
+    return Verified(folder, artifact["target"], precision, runtime.how, files, found, notes=notes, **scored)
 
 
 def _check_tokenizer(folder: Path, tokenizer: Any, manifest: Mapping[str, Any]) -> None:
@@ -136,20 +121,6 @@ def _check_tokenizer(folder: Path, tokenizer: Any, manifest: Mapping[str, Any]) 
             f"the tokenizer in {folder} is not that of the model: other {', '.join(wrong)}",
             hint="take the tokenizer files of the model itself",
         )
-
-
-def _checked(
-    engine: Engine | Author, kept: golden.Golden, task: Task, tokenizer: Any, limit: Tolerance, precision: str
-) -> Generator[Event, None, golden.Difference]:
-    found = golden.compare(kept, engine, task, tokenizer)
-    yield Progress(len(kept.rows))
-    if not found.relative <= limit.outputs:
-        raise ParityError(
-            f"on this machine an output of golden row {found.example + 1} differs by {found.largest:.3g}, "
-            f"{found.relative:.1%} of the largest; {precision} allows {limit.outputs:.1%}",
-            hint="another version of the runtime, or export the model again on this machine",
-        )
-    return found
 
 
 class _Job(NamedTuple):

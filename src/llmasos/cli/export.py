@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core import plugins
 from ..core.config import ExportConfig
 from ..progress import render
 from .options import Columns, check, config_flags, parse_columns, with_flags
@@ -26,7 +27,7 @@ llmasos export my-model --target web --data dev.jsonl --output my-page
 def run(
     model: Annotated[str, typer.Argument(metavar="DIR", help="folder of a tuned model")],
     *,
-    target: Annotated[str, typer.Option(metavar="FORMAT", help="the format: onnx, openvino, edge, web, ...")],
+    target: Annotated[str, typer.Option(metavar="FORMAT", help=f"the format: {', '.join(plugins.names('exporters'))}")],
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="labelled data, on which the score is compared")
     ] = None,

@@ -38,7 +38,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            _check(item, getattr(self, item.name))
+            _check(item, getattr(self, item.name), type(self))
 
     @classmethod
     def of(cls, values: Mapping[str, Any], recipe: str | Path | None = None) -> Self:
@@ -51,14 +51,14 @@ class Config:
                     f"there is no option {name!r}",
                     hint=f"{did_you_mean(name, known)}known: {', '.join(known)}",
                 )
-        return cls(**{name: _typed(known[name], value) for name, value in values.items()})
+        return cls(**{name: _typed(known[name], value, cls) for name, value in values.items()})
 
     @classmethod
     def checked(cls, name: str, value: Any) -> Any:
         """Convert the value of one option and check it alone, whatever the others are."""
         item = next(item for item in fields(cls) if item.name == name)
-        typed = _typed(item, value)
-        _check(item, typed)
+        typed = _typed(item, value, cls)
+        _check(item, typed, cls)
         return typed
 
     def to_dict(self) -> dict[str, Any]:
@@ -509,13 +509,9 @@ def _hints(owner: type) -> dict[str, Any]:
     return typing.get_type_hints(owner)
 
 
-def _owner(item: Field[Any]) -> type:
-    return next(c for c in (FinetuneConfig, TuneConfig, EvaluateConfig, ExportConfig, WriteConfig) if item in fields(c))
-
-
-def _typed(item: Field[Any], value: Any) -> Any:
+def _typed(item: Field[Any], value: Any, owner: type) -> Any:
     """Convert words from YAML or the shell to the field's type; leave typed values alone."""
-    kind, optional = _kinds(item, _owner(item))
+    kind, optional = _kinds(item, owner)
     if value is None or (optional and isinstance(value, str) and value.lower() in ("none", "null", "")):
         return None
     if isinstance(value, str) or (_is_number(value) and kind is not str):
@@ -536,8 +532,8 @@ def _worded(kind: type) -> str:
     return {int: "a whole number", float: "a number", str: "a word"}.get(kind, kind.__name__)
 
 
-def _check(item: Field[Any], value: Any) -> None:
-    kind, optional = _kinds(item, _owner(item))
+def _check(item: Field[Any], value: Any, owner: type) -> None:
+    kind, optional = _kinds(item, owner)
     if value is None and optional:
         return
     fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)

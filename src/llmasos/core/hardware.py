@@ -50,11 +50,16 @@ def physical_cores() -> int:
     return max(1, cores if quota is None else min(cores, int(quota + 0.5)))
 
 
+def threads(count: int | None = None) -> int:
+    """Return ``count``, else ``OMP_NUM_THREADS``, else one a core."""
+    return count or asked_threads() or physical_cores()
+
+
 def set_threads(count: int | None = None) -> int:
-    """Let torch compute with ``count`` threads, else ``OMP_NUM_THREADS``, else one a core; return the number."""
+    """Let torch compute with so many ``threads``; return the number."""
     import torch
 
-    count = count or asked_threads() or physical_cores()
+    count = threads(count)
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     return count
@@ -518,6 +523,16 @@ def _seconds(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
+def machine() -> dict[str, Any]:
+    """Describe what times and rounding depend on, as JSON types; nothing is measured."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": physical_cores(),
+        "memory_total": memory_total(),
+    }
+
+
 def describe() -> dict[str, Any]:
     """Describe the machine as JSON types, for ``llmasos doctor`` and for a run's record."""
     import torch
@@ -527,11 +542,8 @@ def describe() -> dict[str, Any]:
     device_why, missing = explained(there, seen, build, torch.__version__)
     precision, why = pick_precision("auto", device)
     return {
-        "system": f"{platform.system()} {platform.release()}",
-        "processor": _processor(),
-        "cores": physical_cores(),
+        **machine(),
         "hardware_threads": os.cpu_count(),
-        "memory_total": memory_total(),
         "memory_available": memory_available(),
         "devices": {name: "processor" if name == "cpu" else _device_name(name) for name in there},
         "graphics": [f"{card.name} ({card.kind})" for card in seen],

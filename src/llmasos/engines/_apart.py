@@ -23,7 +23,7 @@ from ..core.children import Child, Ended
 from ..core.errors import BundleError, LLMasOSError
 from ..core.messages import Message, receive, send
 from ..data.batching import Batch
-from ._writing import Writing
+from ._writing import author_of
 from .base import Found, Search
 
 
@@ -161,7 +161,7 @@ def main() -> None:
 def _done(engine: Any, message: Message) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Do what a message asks for."""
     asked, arrays = message
-    author = engine if hasattr(engine, "forced") else Writing(engine)
+    author = author_of(engine)
     match asked["do"]:
         case "memory":
             return {"peak": hardware.peak_resident_memory()}, {}

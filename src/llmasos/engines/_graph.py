@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..core.errors import BundleError
 from ..data.batching import Batch, pad
-
-IGNORED = -100
+from ..tasks.base import IGNORED
+from ._writing import Writing, score_targets
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -105,8 +105,11 @@ class GraphWriter(ABC):
     """Write with an exported graph that keeps keys and values from step to step: a ``Stepper``, see ``base.py``.
 
     Prompts of unequal length are aligned at their ends, as ``decoders/_plain.py`` has them: what lies before is hidden
-    by the mask and not counted in the positions. Arguments are those of ``GraphEngine``.
+    by the mask and not counted in the positions. Arguments are those of ``GraphEngine``. It is an ``Engine`` too, which
+    scores tokens by writing them.
     """
+
+    at_once = 1
 
     def __init__(
         self, folder: Path, artifact: Mapping[str, Any], *, pad_id: int, output: str, likeliest: int = 0,
@@ -135,6 +138,14 @@ class GraphWriter(ABC):
     @abstractmethod
     def _pick(self, rows: NDArray[np.int64]) -> None:
         """Go on with these rows of keys and values."""
+
+    def outputs(self, batch: Batch) -> NDArray[np.float32]:
+        """Score the targets; see ``Engine``."""
+        return score_targets(Writing(self), batch, encodes=False)
+
+    def together(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
+        """Score one batch after the other."""
+        return [self.outputs(batch) for batch in batches]
 
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> NDArray[np.float32]:
         """Read prompts; see ``Stepper``."""

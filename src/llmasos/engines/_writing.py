@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.batching import Batch
+from ..tasks.base import IGNORED
 from .base import Author, Stepper
 
 if TYPE_CHECKING:
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
 
     from ..decoders.base import Decoder
 
-IGNORED = -100
-
 AT_ONCE = 16
 """Prompts that are written to together."""
+
+
+def author_of(engine: Any) -> Author:
+    """Return what an engine offers the gate: itself, or what follows from its steps."""
+    return engine if hasattr(engine, "forced") else Writing(engine)
 
 
 class Written(NamedTuple):
@@ -97,41 +101,29 @@ class Writing:
         return [Written(*both) for both in zip(tokens, lines, strict=True)]
 
 
-class Scoring:
-    """An ``Engine`` for output "vocabulary" over an ``Author``: what targets ask for, scored by writing it.
+def score_targets(author: Author, batch: Batch, *, encodes: bool) -> NDArray[np.float32]:
+    """Return the outputs of an ``Engine`` for output "vocabulary": what targets ask for, scored by writing it.
 
     ``encodes``: whether the model has an encoder, which reads the tokens, and a decoder, which writes the targets.
     """
-
-    at_once = 1
-
-    def __init__(self, author: Author, how: str, *, encodes: bool) -> None:
-        self._author, self.how, self._encodes = author, how, encodes
-
-    def together(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
-        """Score one batch after the other."""
-        return [self.outputs(batch) for batch in batches]
-
-    def outputs(self, batch: Batch) -> NDArray[np.float32]:
-        """Score the targets; see ``Engine``."""
-        assert batch.targets is not None
-        assert batch.target_lengths is not None
-        ids = np.split(batch.ids, batch.offsets[1:-1])
-        targets = np.split(batch.targets, np.cumsum(batch.target_lengths)[:-1])
-        if self._encodes:
-            prompts, answers = [one.tolist() for one in ids], [one.tolist() for one in targets]
-            asked = [np.arange(len(one)) for one in targets]
-        else:  # all tokens after the first that is asked about, and those asked about among them
-            places = [np.flatnonzero(one != IGNORED) for one in targets]
-            firsts = [int(one[0]) if len(one) else len(all_ids) - 1 for one, all_ids in zip(places, ids, strict=True)]
-            prompts = [one[: first + 1].tolist() for one, first in zip(ids, firsts, strict=True)]
-            answers = [
-                [*one[first + 1 :].tolist(), int(wanted[-1])][: int(where[-1]) - first + 1] if len(where) else []
-                for one, first, wanted, where in zip(ids, firsts, targets, places, strict=True)
-            ]
-            asked = [where - first for where, first in zip(places, firsts, strict=True)]
-        found = self._author.forced(prompts, answers)
-        return np.concatenate([one[where] for one, where in zip(found, asked, strict=True)])
+    assert batch.targets is not None
+    assert batch.target_lengths is not None
+    ids = np.split(batch.ids, batch.offsets[1:-1])
+    targets = np.split(batch.targets, np.cumsum(batch.target_lengths)[:-1])
+    if encodes:
+        prompts, answers = [one.tolist() for one in ids], [one.tolist() for one in targets]
+        asked = [np.arange(len(one)) for one in targets]
+    else:  # all tokens after the first that is asked about, and those asked about among them
+        places = [np.flatnonzero(one != IGNORED) for one in targets]
+        firsts = [int(one[0]) if len(one) else len(all_ids) - 1 for one, all_ids in zip(places, ids, strict=True)]
+        prompts = [one[: first + 1].tolist() for one, first in zip(ids, firsts, strict=True)]
+        answers = [
+            [*one[first + 1 :].tolist(), int(wanted[-1])][: int(where[-1]) - first + 1] if len(where) else []
+            for one, first, wanted, where in zip(ids, firsts, targets, places, strict=True)
+        ]
+        asked = [where - first for where, first in zip(places, firsts, strict=True)]
+    found = author.forced(prompts, answers)
+    return np.concatenate([one[where] for one, where in zip(found, asked, strict=True)])
 
 
 class Stepping:

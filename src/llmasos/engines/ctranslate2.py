@@ -14,7 +14,7 @@ from ..core import hardware
 from ..core.errors import MissingExtraError, UsageError
 from ..data.batching import Batch
 from ._graph import unreadable
-from ._writing import AT_ONCE, Scoring, scored
+from ._writing import AT_ONCE, score_targets, scored
 from .base import Found, Search
 
 COMPUTED = {
@@ -65,7 +65,7 @@ class CTranslate2Engine:
             self._start: str = json.loads((place / "config.json").read_text(encoding="utf-8"))["decoder_start_token"]
             self._translator = ctranslate2.Translator(
                 str(place), device="cpu", compute_type=computed, inter_threads=1,
-                intra_threads=threads or hardware.physical_cores(),
+                intra_threads=hardware.threads(threads),
             )  # fmt: skip
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise unreadable(folder, "CTranslate2", error) from error
@@ -75,7 +75,7 @@ class CTranslate2Engine:
 
     def outputs(self, batch: Batch) -> NDArray[np.float32]:
         """Score the targets; see ``Engine``."""
-        return Scoring(self, self.how, encodes=True).outputs(batch)
+        return score_targets(self, batch, encodes=True)
 
     def together(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
         """Score one batch after the other."""

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from ..core import hardware, llama
 from ..core.errors import BundleError, ParityError, UsageError
 from ..data.batching import Batch
-from ._graph import IGNORED, unreadable
-from ._writing import Scoring, Writing, scored
+from ..tasks.base import IGNORED
+from ._graph import unreadable
+from ._writing import Writing, score_targets, scored
 
 _CHUNK = 512  # tokens that are read at once
 
@@ -51,7 +52,7 @@ class LlamaCppEngine:
         self._library = llama.load()
         llama.silence(self._library)
         self._output, self._writes = output, bool(artifact.get("writes"))
-        self._threads = threads or hardware.physical_cores()
+        self._threads = hardware.threads(threads)
         params = self._library.llama_model_default_params()
         params.n_gpu_layers = 0
         path = folder / artifact["files"][0]
@@ -78,7 +79,7 @@ class LlamaCppEngine:
             UsageError: pairs of texts, of which llama.cpp does not tell the second one apart.
         """
         if self._writes:
-            return Scoring(Writing(self), self.how, encodes=False).outputs(batch)
+            return score_targets(Writing(self), batch, encodes=False)
         if batch.types is not None and batch.types.any():
             raise UsageError("llama.cpp does not tell the texts of a pair apart", hint="export to another format")
         ids = np.split(batch.ids, batch.offsets[1:-1])

@@ -71,7 +71,7 @@ def _session(folder: Path, artifact: Mapping[str, Any], threads: int | None) -> 
     except ImportError as error:
         raise MissingExtraError("an ONNX model", install=extra("onnx")) from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or hardware.physical_cores()
+    options.intra_op_num_threads = hardware.threads(threads)
     options.log_severity_level = 3
     path = str(folder / artifact["files"][0])
     try:

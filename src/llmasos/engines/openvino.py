@@ -63,7 +63,7 @@ def _compiled(folder: Path, artifact: Mapping[str, Any], threads: int | None) ->
         raise MissingExtraError("an OpenVINO model", install=extra("openvino")) from error
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS[artifact["precision"]],
-        "INFERENCE_NUM_THREADS": threads or hardware.physical_cores(),
+        "INFERENCE_NUM_THREADS": hardware.threads(threads),
         "PERFORMANCE_HINT": "LATENCY",
     }
     if artifact.get("writes") and artifact["precision"] == "float32":
