@@ -50,10 +50,10 @@ def artifacts() -> list[str]:
     """Return all formats and precisions that hold a classifier; of formats that one engine runs, the plain one."""
     from llmasos.core import plugins
 
-    formats = {}
+    found, formats = [plugins.load("exporters", name) for name in plugins.names("exporters")], {}
     for one in sorted(
-        (plugins.load("exporters", name) for name in plugins.names("exporters")), key=lambda one: len(type(one).__mro__)
-    ):
+        found, key=lambda one: len(type(one).__mro__)
+    ):  # what is packed for a place derives from the plain
         if "row" in one.outputs:
             formats.setdefault(one.engine, one)
     return [f"{one.target}_{kind}" for one in formats.values() for kind in one.precisions.get("encoder", ())]

@@ -392,7 +392,7 @@ def test_what_is_kept_is_not_quantized(tuned: Path, tmp_path: Path, target: str,
     llm, counts = LLM.from_pretrained(tuned / "model"), []
     task, rows = llm.task, read(tuned / "dev.jsonl", llm.task.fields)  # type: ignore[union-attr]
     calibration = encode(rows, task, llm.tokenizer, 64)
-    for kept in ((), ("bert.encoder.layer.1",)):
+    for kept in (("classifier",), ("classifier", "bert.encoder.layer.1")):
         folder = tmp_path / str(len(kept))
         folder.mkdir()
         source = Source(llm.model, task, llm.tokenizer, calibration, kept)  # type: ignore[arg-type]

@@ -48,8 +48,9 @@ class OnnxFormat(Exporter):
 
         writes = kind_of(source.task, source.model.config) == "decoder"
         with still():
-            # what NNCF quantizes has plain operations; ONNX Runtime fuses them when it opens the graph
-            config = OnnxConfig(dynamic=True, ort_fusions=None if precision in ("int8", "int4") else "cpu")
+            # NNCF quantizes plain operations, which alone tell their module; ONNX Runtime fuses them when it opens them
+            plain = precision in ("int8", "int4") or bool(source.kept)
+            config = OnnxConfig(dynamic=True, ort_fusions=None if plain else "cpu")
             if writes:
                 exported = OnnxExporter().export_for_generation(
                     source.model, source.prompt(), config, multi_token_decode=True
