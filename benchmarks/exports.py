@@ -3,7 +3,7 @@
 The model is trained once by this project, and exported once by each candidate through the gate. Every candidate
 tokenises within the clock, takes its best of batch 8, 16 and 32 on other texts first, and answers the same texts. An
 artifact is opened by ``LLM.from_pretrained``; memory and load are those of its certificate: of a process with
-nothing but the runtime.
+nothing but the runtime. Beside them transformers itself, and its own exports with their usual settings and no gate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import child, data, harness, predict
 from .records import Column, Goal, Result, Run, goal, middle
 from .runtimes import RUNTIMES, SIZES
 
-PEERS = ("pipeline_batched", "torch_fp32_sorted", "llmasos")
+PEERS = ("pipeline_batched", "torch_fp32_sorted", "llmasos", "onnxruntime_int8", "openvino_bf16", "openvino_int8")
 ROWS = 3000
 
 
@@ -33,30 +33,28 @@ def main() -> None:
     if options.child:
         child.report(work_of(options.child, Path(options.work), options))
         return
-    names = harness.chosen([*PEERS, *artifacts()], options.only)
+    names = harness.chosen([*PEERS, *artifacts("encoder")], options.only)
     with harness.workspace() as work:
         data.prepare(options.data, work, None if options.rows is None else max(options.rows, predict.WARM_UP))
         predict.write_texts(work, options.rows or ROWS)
-        predict.set_up([], work, options.model)
+        unusable = predict.set_up([name for name in names if name in PEERS], work, options.model)
         exports = [harness.child("exports", name, work, "--export") for name in names if name not in PEERS]
-        unusable = [run for run in harness.measure(exports, 1, work) if run.missing or run.error]
+        unusable += [run for run in harness.measure(exports, 1, work) if run.missing or run.error]
         refused = {run.candidate for run in unusable}
         able = [harness.child("exports", name, work) for name in names if name not in refused]
         runs = unusable + harness.measure(able, options.seeds, work)
     harness.finish(result(runs, names), options)
 
 
-def artifacts() -> list[str]:
-    """Return all formats and precisions that hold a classifier; of formats that one engine runs, the plain one."""
+def artifacts(kind: str) -> list[str]:
+    """Return all formats and precisions of a kind of model; of formats that one engine runs, the plain one."""
     from llmasos.core import plugins
 
     found, formats = [plugins.load("exporters", name) for name in plugins.names("exporters")], {}
-    for one in sorted(
-        found, key=lambda one: len(type(one).__mro__)
-    ):  # what is packed for a place derives from the plain
-        if "row" in one.outputs:
+    for one in sorted(found, key=lambda one: len(type(one).__mro__)):  # what is packed for a place derives from it
+        if kind in one.precisions and (kind != "encoder" or "row" in one.outputs):
             formats.setdefault(one.engine, one)
-    return [f"{one.target}_{kind}" for one in formats.values() for kind in one.precisions.get("encoder", ())]
+    return [f"{one.target}_{precision}" for one in formats.values() for precision in one.precisions[kind]]
 
 
 def work_of(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -65,7 +63,7 @@ def work_of(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any
     if options.export:
         return exported(name, work)
     if name in PEERS:
-        answer, extra = RUNTIMES[name].load(work / "model", work, content["warm"])
+        answer, extra = RUNTIMES[name].load(work / "model", work / name, content["warm"])
         return {**predict.timed(answer, content, work, options.seed), **extra}
     return answered(name, work, content, options.seed)
 
@@ -99,10 +97,13 @@ def answered(name: str, work: Path, content: dict[str, Any], seed: int) -> dict[
     def answer(texts: Sequence[str]) -> list[int]:
         return [int(one.label) for one in model.predict(list(texts), batch_size=size)]
 
-    certificate = json.loads((work / name / "certificate.json").read_text(encoding="utf-8"))
+    return {**predict.timed(answer, content, work, seed), "batch_size": size, **certified(work / name)}
+
+
+def certified(folder: Path) -> dict[str, Any]:
+    """Return what the certificate of an artifact says that a table shows."""
+    certificate = json.loads((folder / "certificate.json").read_text(encoding="utf-8"))
     return {
-        **predict.timed(answer, content, work, seed),
-        "batch_size": size,
         "size_mb": certificate["size_bytes"] / 1e6,
         "peak_mb": certificate["peak_bytes"] / 1e6,
         "start_seconds": certificate["load_seconds"],

@@ -275,11 +275,12 @@ class LLM(Opened):
         """
         import numpy as np
 
+        from .loading import load_config
+
         found = self._as_encoder(normalize=normalize).predict(texts, columns=columns, progress=progress, **options)
         if not isinstance(found, list):
             return found
-        assert self._encoder is not None
-        return np.stack(found) if found else np.empty((0, self._encoder.model.config.hidden_size), dtype=np.float32)
+        return np.stack(found) if found else np.empty((0, load_config(self.located.path).hidden_size), np.float32)
 
     def generate(
         self,
@@ -404,6 +405,8 @@ class LLM(Opened):
     ) -> Certificate:  # fmt: skip
         """Write the model in another format, and prove in that format's own runtime that it is the same model.
 
+        One that was never tuned is exported for what it can do: chat or write on, or make vectors.
+
         Args:
             output: folder for the artifact; ``LLM.from_pretrained`` opens it.
             target: the format: ``onnx``, ``openvino``, ...
@@ -426,8 +429,9 @@ class LLM(Opened):
         from .export import Job, export
         from .exporters.base import Source
 
-        config, task = ExportConfig.of(options), self._fitted()
-        source = Source(self.model.cpu().eval(), task, self.tokenizer)
+        config, asked = ExportConfig.of(options), self._purposed()
+        task = asked._fitted()
+        source = Source(asked.model.cpu().eval(), task, self.tokenizer)
         before = PredictConfig(precision="float32")
         job = Job(
             source, self.located.path, self._manifest or self._origin, self._max_length(config), target,
@@ -492,9 +496,13 @@ class LLM(Opened):
             if getattr(load_config(self.located.path), "is_encoder_decoder", False):
                 raise UsageError(f"{self.ref} is an encoder with a decoder, which gives no vector for a text",
                                  hint="an encoder, such as a BERT or a sentence-transformers model")  # fmt: skip
+            exported = bundle.artifact_of(self._manifest)
+            if exported and self._fitted().output != "embedding":
+                raise UsageError(f"{self.ref} is an exported {self._fitted().tag} model, which makes no vectors",
+                                 hint="export a model of sentence-similarity, or one without a task")  # fmt: skip
             encoder = copy(self)
             encoder._engines = {}
-            encoder._model = None if self.task is None else self.model.base_model
+            encoder._model = None if self.task is None or exported else self.model.base_model
             self._encoder = encoder
         self._encoder.task = TextEmbedding(normalize=normalize)
         return self._encoder  # type: ignore[no-any-return]

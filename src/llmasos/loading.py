@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .architectures._adapters import Adapter, attach, load
-from .core import bundle
-from .core.errors import BundleError, UsageError
+from .core import bundle, plugins
+from .core.errors import BundleError, NotFittedError, UsageError
 from .data.tokenizer import longest
 from .tasks.base import Task
 
@@ -71,6 +71,25 @@ def load_config(folder: Path) -> Any:
             content: dict[str, Any] = (bundle.read_manifest(folder) or {})["adapter"]["config"]
             return AutoConfig.for_model(**content)
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def purpose_of(folder: Path, tokenizer: Any) -> Task:
+    """Return what a model that was never tuned can do: talk or write on, or make vectors of texts.
+
+    Raises:
+        NotFittedError: it has an encoder and a decoder, of which only training says what for.
+        BundleError: its vectors are not the mean over the tokens.
+    """
+    config = load_config(folder)
+    if config.is_encoder_decoder:
+        raise NotFittedError(f"{folder} has no task yet", hint="finetune it first")
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ()):
+        name = "text-generation" if tokenizer.chat_template else "language-modeling"
+    else:
+        check_pooling(folder)
+        name = "sentence-similarity"
+    task: Task = plugins.load("tasks", name)()
+    return task.fitted((), tokenizer)[0]
 
 
 def load_model(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
 from .core.config import ExportConfig, GenerateConfig, PredictConfig
@@ -30,6 +31,8 @@ class Opened:
         self._manifest = bundle.read_manifest(located.path) or {}
         if "task" in self._manifest:
             self.task = bundle.saved_task(self._manifest["task"], located.path)
+        elif not self._manifest:
+            self.task = bundle.head_task(located.path)
         self._origin = {k: v for k, v in self._manifest.items() if k in _LINEAGE}
         self._report: Report | None = None
         self._metrics: dict[str, float] = dict(self._manifest.get("metrics", {}))
@@ -79,6 +82,17 @@ class Opened:
             )
         return self.task
 
+    def _purposed(self) -> Self:
+        """Return this model with a task: its own, or, of one that was never tuned, what it can do as it is."""
+        if self.task is not None:
+            return self
+        from .loading import purpose_of
+
+        out = copy(self)
+        out._forget()
+        out.task = purpose_of(self.located.path, self.tokenizer)
+        return out
+
     def _forget(self) -> None:
         """Close what runs the model, since the model is not what it was."""
         self._engines: dict[tuple[Any, ...], Engine] = {}
@@ -98,7 +112,7 @@ class Opened:
         return self._engines[key]
 
     def _exported(self, config: PredictConfig, artifact: Mapping[str, Any]) -> Engine:
-        task = self._fitted()
+        task = bundle.saved_task(self._manifest["task"], self.located.path)  # also where embed asks
         allowed = {"precision": ("auto", artifact["precision"]), "speed": ("auto",), "device": ("auto", "cpu")}
         for name, values in allowed.items():
             if (value := getattr(config, name)) not in values:

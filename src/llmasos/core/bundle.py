@@ -283,6 +283,23 @@ def _wrong_size(path: Path, size: int, expected: int) -> BundleError:
     )
 
 
+def head_task(folder: Path) -> Any:
+    """Return the task of a published model that has no manifest, where its head tells; else None."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        head = next(found for name in config["architectures"] if (found := name[name.rindex("For") :]) in _HEADS)
+        return plugins.load("tasks", _HEADS[head]).of_head(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return None  # whatever is wrong with it is said where it is opened
+
+
+_HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
+
+
 def saved_task(content: Any, folder: Path) -> Any:
     """Rebuild the task of a manifest.
 

@@ -27,6 +27,15 @@ IGNORED = -100
 """In targets that lie along the tokens: nothing is asked here (torch's own ``ignore_index``)."""
 
 
+def labels_of(config: Mapping[str, Any]) -> list[str | int]:
+    """Return the labels of a published head, in the order of its outputs; one without a name is its number."""
+    names = config.get("id2label") or {}
+    numbers = range(len(names) or config.get("num_labels") or 2)  # two: what transformers leaves out of the file
+    found = [str(names.get(str(number), f"LABEL_{number}")) for number in numbers]
+    unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(found))
+    return list(numbers) if unnamed else list(found)
+
+
 @dataclass(frozen=True)
 class Field:
     """One field of a task's rows.
@@ -320,6 +329,12 @@ class Task(ABC):
         """Rebuild a task from what ``to_dict`` gave."""
         known = {field.name for field in fields(cast(Any, cls))} & content.keys()
         return cls(**{k: tuple(v) if isinstance(v := content[k], list) else v for k in known})
+
+    @classmethod
+    def of_head(cls, config: Mapping[str, Any]) -> Self | None:
+        """Return the task of a published model with this head, if its ``config.json`` says all there is to know."""
+        del config
+        return None
 
     @classmethod
     def variants(cls) -> list[Self]:

@@ -146,6 +146,12 @@ class QuestionAnsweringTask(Task):
         if self.score_by not in ("auto", "words", "characters"):
             raise UsageError(f"score_by={self.score_by!r}", hint='"auto", "words" or "characters"')
 
+    @classmethod
+    def of_head(cls, config: Mapping[str, Any]) -> Self | None:
+        """Return a reader that always answers: whether it was taught not to, its configuration doesn't say."""
+        del config
+        return cls(unanswerable=False)
+
     # -- rows ---------------------------------------------------------------------------------------
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import DataError, UsageError, did_you_mean, shown
-from .base import Encoding, Field, Problem, Row, Task
+from .base import Encoding, Field, Problem, Row, Task, labels_of
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +116,15 @@ class TextClassificationTask(Task):
             raise UsageError(f"threshold={self.threshold}", hint="a probability between 0 and 1")
         if isinstance(self.class_weights, str) and self.class_weights != "balanced":
             raise UsageError(f"class_weights={self.class_weights!r}", hint='"balanced" or {label: weight}')
+
+    @classmethod
+    def of_head(cls, config: Mapping[str, Any]) -> Self | None:
+        """Return a classifier by the names of its classes; none for a head of one number."""
+        labels = labels_of(config)
+        kind = config.get("problem_type")
+        if kind == "regression" or len(labels) < 2:
+            return None
+        return cls(labels=labels, multi_label=kind == "multi_label_classification")
 
     # -- rows ---------------------------------------------------------------------------------------
 

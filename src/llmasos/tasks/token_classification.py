@@ -23,7 +23,7 @@ from ..core.errors import DataError, UsageError, did_you_mean, shown
 from ..metrics.base import finite
 from ..metrics.entities import OUTSIDE, EntityScorer, Span, spans_of
 from ._words import Pieces, joined, split_words, windows
-from .base import IGNORED, SCRIPTS, Encoding, Field, Problem, Row, Task
+from .base import IGNORED, SCRIPTS, Encoding, Field, Problem, Row, Task, labels_of
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +134,15 @@ class TokenClassificationTask(Task):
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))
             self._check_labels(tuple(self.labels))
+
+    @classmethod
+    def of_head(cls, config: Mapping[str, Any]) -> Self | None:
+        """Return a tagger by its tags, which need not be of IOB."""
+        labels = [str(label) for label in labels_of(config)]
+        try:
+            return cls(labels=labels)
+        except UsageError:
+            return cls(labels=labels, scheme="raw") if len(set(labels)) == len(labels) > 1 else None
 
     def _check_labels(self, labels: tuple[str, ...]) -> None:
         if len(labels) < 2 or not all(isinstance(label, str) and label for label in labels):
