@@ -3,8 +3,8 @@
 A llama-30m is trained once on stories by this project, and exported once by each candidate through the gate, which also
 finds the perplexity of an artifact on stories that the model has not seen. Then every candidate writes on from the
 beginnings of others, greedily, one at a time and eight together; the clock covers tokenising, reading, writing and
-decoding, and counts the tokens that were written. An artifact is opened by ``LLM.from_pretrained``; memory and start are
-those of its certificate: of a process with nothing but the runtime.
+decoding, and counts the tokens that were written. An artifact is opened by ``LLM.from_pretrained``; memory and start
+are those of its certificate: of a process with nothing but the runtime.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models that others have published: a head that tells its task answers at once, and a model without one is exported."""
+"""Models that others have published: a head that tells its task answers at once, one without a task is exported."""
 
 from __future__ import annotations
 

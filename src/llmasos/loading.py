@@ -73,6 +73,13 @@ def load_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
+def writes(folder: Path) -> bool:
+    """Say whether a model writes text, by the head that it was saved with."""
+    config = load_config(folder)
+    heads = ("ForCausalLM", "LMHeadModel")
+    return bool(config.is_encoder_decoder) or any(name.endswith(heads) for name in config.architectures or ())
+
+
 def purpose_of(folder: Path, tokenizer: Any) -> Task:
     """Return what a model that was never tuned can do: talk or write on, or make vectors of texts.
 
@@ -80,10 +87,9 @@ def purpose_of(folder: Path, tokenizer: Any) -> Task:
         NotFittedError: it has an encoder and a decoder, of which only training says what for.
         BundleError: its vectors are not the mean over the tokens.
     """
-    config = load_config(folder)
-    if config.is_encoder_decoder:
+    if load_config(folder).is_encoder_decoder:
         raise NotFittedError(f"{folder} has no task yet", hint="finetune it first")
-    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ()):
+    if writes(folder):
         name = "text-generation" if tokenizer.chat_template else "language-modeling"
     else:
         check_pooling(folder)
