@@ -119,7 +119,8 @@ def test_a_decoder_without_a_task_is_exported_to_write(tmp_path: Path, talks: bo
     folder = save_tiny(tmp_path / "m", "AutoModelForCausalLM")
     if talks:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}a {% endif %}"
+        each, at_end = "{{ m.role }} {{ m.content }} ", "{% if add_generation_prompt %}a {% endif %}"
+        tokenizer.chat_template = "{% for m in messages %}" + each + "{% endfor %}" + at_end
         tokenizer.save_pretrained(folder)
     llm = LLM.from_pretrained(folder)
     certificate = llm.export(tmp_path / "onnx", "onnx")
