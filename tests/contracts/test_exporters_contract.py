@@ -120,15 +120,16 @@ def test_the_artifact_is_the_same_model(name: str, tag: str, usable: Any, tuned:
     artifact, llm = LLM.from_pretrained(path), LLM.from_pretrained(folder)
     asked = rows[:5]
     short = {"max_new_tokens": 20} if plugins.load("tasks", tag).generates else {}
-    answers, wanted = artifact.predict(asked, **short), llm.predict(asked, **short)
+    answers, wanted = artifact.predict(asked, **short), llm.predict(asked, precision="float32", **short)
     assert [said(one) for one in answers] == [said(one) for one in wanted]
     assert [said(artifact.predict(row, **short)) for row in asked] == [
         said(one) for one in answers
     ]  # alone, in a batch
     metric = llm.task.default_metric  # type: ignore[union-attr]
     writing = short if llm.task.scores_answers else {}  # type: ignore[union-attr]
-    scores = [one.evaluate(rows, allow_truncated=1.0, **writing).metrics[metric].value for one in (artifact, llm)]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+    writing |= {"allow_truncated": 1.0}
+    reports = artifact.evaluate(rows, **writing), llm.evaluate(rows, precision="float32", **writing)
+    assert reports[0].metrics[metric].value == pytest.approx(reports[1].metrics[metric].value, rel=1e-3)
     found = artifact.verify(rows)
     assert found.same_rows
     assert found.score is not None
