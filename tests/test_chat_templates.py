@@ -313,3 +313,14 @@ def test_every_stock_template_gives_whole_answers_alone_or_is_refused(model_temp
             assert all(thought in text for thought, text in zip(("hm", "aha"), texts, strict=True)), path.stem
     assert given
     assert all(place.startswith(("messages[", "tools[")) for place in places), places
+
+
+def test_golden_prompts_are_of_one_day_whatever_day_it_is(tokenizer):
+    from llmasos import golden
+
+    dated = "{{ strftime_now('%d.%m.%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    task = ChatTask(chat_template=dated)
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}
+    ids = golden._prompt(task, row, tokenizer, 100)
+    assert "01.01.2026" in tokenizer.decode(ids).replace(" ", "")
+    assert chat.render(conversation(row, None), tokenizer, dated) != "01.01.2026hiyes"  # everybody else has today

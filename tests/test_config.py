@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from llmasos.core.config import FinetuneConfig, PredictConfig, home, parse_settings, read_recipe
+from llmasos.core.config import FinetuneConfig, PredictConfig, parse_settings, read_recipe
+from llmasos.core.environment import home
 from llmasos.errors import UsageError
 
 CONFIGS = [FinetuneConfig, PredictConfig]

@@ -253,3 +253,13 @@ def test_a_missing_package_is_told_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     with pytest.raises(MissingExtraError, match=r"llmasos\[ctranslate2\]"):
         Engine(None, {"files": ["ctranslate2/model.bin"], "precision": "float32"})
+
+
+def test_a_text_of_one_token_behind_the_end_token_is_not_taken_for_empty(exported):
+    """Tokenizers of ``llmasos tokenizer train`` begin texts with the token that also ends answers."""
+    _, engine, *_ = exported("marian")
+    source, answer = [END, 70], [71, 72, 73]
+    assert engine.forced([source], [answer])[0][:, 0].max() < 100
+    alone, beside = (engine.search(prompts, Search(5, ())) for prompts in ([source], [source, [70, 71, 72]]))
+    assert len(alone[0].tokens) == 5
+    assert alone[0] == beside[0]

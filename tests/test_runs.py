@@ -17,7 +17,7 @@ import pytest
 
 from llmasos import LLM, TextClassificationTask, runs
 from llmasos.cli import main
-from llmasos.core.config import home
+from llmasos.core.environment import home
 from llmasos.core.events import Event, Note, Phase, Started, Step
 from llmasos.errors import DataError, TrainingError, UsageError
 from tiny import save_tiny_bert

@@ -24,7 +24,8 @@ from llmasos import LLM, TextClassificationTask
 from llmasos.architectures import bert
 from llmasos.core import hardware
 from llmasos.core.bundle import verify
-from llmasos.core.config import FinetuneConfig, asked_threads
+from llmasos.core.config import FinetuneConfig
+from llmasos.core.environment import asked_threads
 from llmasos.core.events import Evaluated, Event, Finished, Note, Phase, Saved, Step
 from llmasos.data.batching import Batch
 from llmasos.data.encoding import Encoded

@@ -9,45 +9,29 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import os
 import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig
+from transformers import BertConfig, GPT2Config, MarianConfig
 
+from browsers import SDK, SHADERS, WRONG, Files, driven, in_node, needs, needs_modules, serving
 from llmasos import LLM, TextClassificationTask, errors
 from llmasos.core import bundle, plugins
 from llmasos.exporters import _web_app
-from tiny import save_tiny_bert, tiny_tokenizer
-from writers import byte_tokenizer
+from tiny import save_tiny_bert
 
-SDK = Path(__file__).resolve().parents[1] / "sdks" / "typescript"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 slow = pytest.mark.slow
 
 PAIRS = [{"text": f"a {a} day", "text_pair": f"a {b} day", "label": "same" if a == b else "other"}
          for a in ("good", "bad", "long") for b in ("good", "bad", "long") for _ in range(3)]  # fmt: skip
 LABELS = [{"text": f"{a} and {b} {i}", "label": sorted({a, b})} for a in "xyz" for b in "xyz" for i in range(3)]
-
-
-def needs(*programs: str) -> None:
-    """Skip where a program is not here."""
-    for program in programs:
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}, which is not here")
-
-
-def needs_modules(folder: Path) -> None:
-    needs("node", "npm")
-    if not (folder / "node_modules").is_dir():
-        pytest.skip(f"needs {folder.name}/node_modules: make test-web installs them")
 
 
 def tuned(folder: Path, task: Any, rows: list[dict[str, Any]]) -> LLM:
@@ -169,19 +153,18 @@ def test_a_registry_that_cannot_be_reached_is_named_as_the_reason(
     assert [path.name for path in (tmp_path / "home" / "web").iterdir()] == []
 
 
-def test_models_that_write_and_masks_are_refused_by_name() -> None:
-    for tag in ("text-generation", "fill-mask"):
+def test_what_the_web_does_not_hold_is_refused_by_name() -> None:
+    for tag, config in (
+        ("fill-mask", BertConfig()),
+        ("language-modeling", GPT2Config()),
+        ("translation", MarianConfig()),
+    ):
         with pytest.raises(errors.UsageError, match=f"web holds no {tag}"):
-            plugins.load("exporters", "web").check(plugins.load("tasks", tag)(), BertConfig(), None)
+            plugins.load("exporters", "web").check(plugins.load("tasks", tag)(), config, None)
 
 
 # -- the SDK in Node ----------------------------------------------------------------------------------
 
-TEXTS = [
-    "a good day", "A GOOD day, isn't it?", "naïve café — 3.14 € (A1-b2)", "e\u0301te\u0301 d'or", "你好，世界 ok",
-    "tab\tand\nline  end ",
-    "\u200bhidden\u00ad soft", "🙂👍🏽 up", "Привет мир", "ﬁne Å ½", "[CLS] is a token", "word" * 60,
-]  # fmt: skip
 ASKED = {
     "classify": ["a good day number 3", "a bad day, number 44!", "Ünïcode: 你好", "good " * 100],
     "pairs": [{"text": "a good day", "text_pair": "a bad day"}, {"text": "long " * 80, "text_pair": "bad " * 60}],
@@ -227,81 +210,14 @@ def artifacts(exports: Any, models: Any) -> Path:
     texts = ["anvil", "a b c d e", "你好 ok"]
     vectors = [vector.tolist() for vector in models("similarity")[0].embed(texts)]
     (folder / "embed.json").write_text(json.dumps({"texts": texts, "vectors": vectors}))
-    kinds = {"wordpiece": tiny_tokenizer(64, "é你世мир"), "bytes": byte_tokenizer((("a", "n"), ("an", "d"))),
-             "roberta": roberta_tokenizer(), "unigram": unigram_tokenizer()}  # fmt: skip
-    for name, tokenizer in kinds.items():
-        write_cases(folder / name, tokenizer)
-    (folder / "tokenizers.json").write_text(json.dumps(list(kinds)))
     return folder
-
-
-def special(tokenizer: Any) -> Any:
-    """Return a tokenizer of the tokenizers library as transformers', with RoBERTa's special tokens."""
-    from transformers import PreTrainedTokenizerFast
-
-    names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>",
-             "unk_token": "<unk>"}  # fmt: skip
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **names)
-
-
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-
-
-def roberta_tokenizer() -> Any:
-    """Return byte-level BPE that puts a space before the first word."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=letters, show_progress=False)
-    made.train_from_iterator(TEXTS, trainer)
-    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    return special(made)
-
-
-def unigram_tokenizer() -> Any:
-    """Return pieces as SentencePiece makes them, of normalised text."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-
-    made = Tokenizer(models.Unigram())
-    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
-    made.train_from_iterator(TEXTS[:3] * 4, trainer)
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    return special(made)
-
-
-def write_cases(folder: Path, tokenizer: Any, longest: int = 24) -> None:
-    """Write a tokenizer, and what it makes of texts."""
-    tokenizer.save_pretrained(folder)
-    cases = []
-    for text in TEXTS:
-        if "\u0301" in text and "NFKC" in tokenizer.backend_tokenizer.to_str():
-            continue  # Python's place of a composed letter is its base alone, here it is the whole letter
-        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        pair = tokenizer(text, "a second text", truncation="longest_first", max_length=longest)
-        cases.append({
-            "text": text, "ids": found["input_ids"], "words": [text[a:b].strip() for a, b in found["offset_mapping"]],
-            "single": tokenizer(text, truncation=True, max_length=longest)["input_ids"], "longest": longest,
-            "pair": {"ids": pair["input_ids"], "types": pair.get("token_type_ids")},
-        })  # fmt: skip
-    (folder / "cases.json").write_text(json.dumps(cases))
 
 
 @slow
 def test_the_sdk_answers_as_python_does(artifacts: Path) -> None:
     needs_modules(SDK)
     subprocess.run(["npm", "run", "--silent", "build"], cwd=SDK, check=True)
-    command = ["node", "--test", "--test-reporter=spec", "test/words.test.mjs", "test/model.test.mjs"]
-    environment = {**os.environ, "LLMASOS_ARTIFACTS": str(artifacts)}
-    done = subprocess.run(command, cwd=SDK, capture_output=True, text=True, env=environment)
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "skipped 0" in done.stdout
+    assert "skipped 0" in in_node(artifacts, "LLMASOS_ARTIFACTS", "model")
 
 
 @slow
@@ -313,40 +229,6 @@ def test_types_are_right() -> None:
 
 
 # -- the page in Chromium -----------------------------------------------------------------------------
-
-
-class Files(http.server.SimpleHTTPRequestHandler):
-    """The plainest of servers: no header but a type."""
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    handler = functools.partial(Files, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-
-
-def driven(steps: list[list[Any]], *, phone: bool = False, **more: Any) -> list[Any]:
-    """Let a fresh Chromium take these steps; return what each gave."""
-    needs_modules(SDK / "test")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium, which is not here: apt-get install chromium")
-    plan = {"browser": CHROMIUM, "phone": phone, "steps": steps, **more}
-    done = subprocess.run(
-        ["node", "test/drive.mjs"], cwd=SDK, input=json.dumps(plan), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    assert found["failure"] is None, found
-    assert [line for line in found["said"] if line.startswith("pageerror: ") or "Content Security Policy" in line] == []
-    return list(found["results"])
 
 
 ON_PAGE = {
@@ -457,18 +339,6 @@ def test_pages_of_ones_own_import_the_sdk_of_an_export(exports: Any, tmp_path: P
     with serving(tmp_path) as url:
         found = driven([["goto", url], ["run", code]])
     assert found[1] == [32, 1, "wasm"]
-
-
-SHADERS = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan",
-           "--use-vulkan=swiftshader"]  # fmt: skip
-WRONG = """
-const make = globalThis.GPUDevice?.prototype.createShaderModule;
-if (make) GPUDevice.prototype.createShaderModule = function (given) {
-  globalThis.changed = (globalThis.changed ?? 0) + given.code.includes("inverseSqrt(");
-  return make.call(this, { ...given, code: given.code.replaceAll("inverseSqrt(", "1.5 * inverseSqrt(") });
-};
-"""
-"""A driver that computes wrong numbers."""
 
 
 @slow

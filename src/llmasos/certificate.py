@@ -78,6 +78,7 @@ class Certificate:
 
     ``latency_ms`` is the median for one golden row alone, or for a token that is written; ``rows_per_second`` is on the
     labelled rows in batches; ``open_seconds`` is the runtime's part of ``load_seconds``, from the start of a process.
+    ``model_bytes`` is the part of ``peak_bytes`` that is the model's and not its runtime's, where the engine tells.
     """
 
     target: str
@@ -92,6 +93,7 @@ class Certificate:
     latency_ms: float
     rows_per_second: float | None
     peak_bytes: int
+    model_bytes: int | None
     kept: tuple[str, ...]
     notes: tuple[str, ...]
     files: dict[str, str]

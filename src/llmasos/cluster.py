@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from .core import hardware
-from .core.config import for_other_machines, quieten_ray
+from .core.environment import for_other_machines, quieten_ray
 from .core.errors import LLMasOSError, MissingExtraError, RemoteError, UsageError
 
 HERE, _OURS = "local", "auto"

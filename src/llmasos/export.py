@@ -58,7 +58,6 @@ class Job:
     Args:
         source: the model.
         folder, manifest: where it is, and what ``llmasos.json`` says of it.
-        max_length: the longest text in tokens.
         target, precision: the format.
         data: labelled rows for the score; those of the training's evaluation, if unchanged, where not given.
         calibration: rows for ranges of activations; likewise those of the training, else ``data``.
@@ -72,7 +71,6 @@ class Job:
     source: Source
     folder: Path
     manifest: Mapping[str, Any]
-    max_length: int
     target: str
     untrained: Callable[[], Engine]
     precision: str | None = None
@@ -117,7 +115,7 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Events[E
         yield Phase("score the model", len(rows.encoded))
         original.score()
         yield Progress(len(rows.encoded))
-    kept = golden.make(source.model, source.task, source.tokenizer, job.max_length)
+    kept = golden.make(source.model, source.task, source.tokenizer, source.max_length)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
         source, order = replace(source, calibration=None if calibration is None else calibration.encoded), None
@@ -219,7 +217,7 @@ class Rows:
         self.rows = data if isinstance(data, Dataset) else read(data, task.fields, columns=job.columns)
         if most is not None and len(self.rows) > most:
             self.rows = self.rows.select(range(most))
-        self.encoded: Encoded = encode(self.rows, task, tokenizer, job.max_length, allow_truncated=1.0)
+        self.encoded: Encoded = encode(self.rows, task, tokenizer, job.source.max_length, allow_truncated=1.0)
         if task.needs_reference:
             self.encoded = referenced(job.untrained(), task, self.encoded)
 
@@ -258,7 +256,7 @@ class Judged:
             self.answers = list(map(_answer, found))
         elif not task.generates:
             self.answers = list(map(_answer, predict(
-                self.engine, task, self._job.source.tokenizer, rows.used, max_length=self._job.max_length,
+                self.engine, task, self._job.source.tokenizer, rows.used, max_length=self._job.source.max_length,
                 batch_size=size,
             )))  # fmt: skip
         self.report = scorer.report()
@@ -278,7 +276,7 @@ def _original(job: Job, rows: Rows | None) -> Judged:
     engine = TorchEngine(
         model, tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest, speed="plain"
     )
-    return Judged(job, rows, engine, lambda: Generator(model, tokenizer, job.max_length, speed="plain"))
+    return Judged(job, rows, engine, lambda: Generator(model, tokenizer, job.source.max_length, speed="plain"))
 
 
 def _answer(prediction: Any) -> Any:
@@ -308,7 +306,7 @@ def _judged(
         faults = golden_faults(apart, artifact["precision"], limit)
         latency, score, speed = _latency(engine, kept, task, tokenizer), None, None
         if rows is not None:
-            found = Judged(job, rows, engine, lambda: of_artifact(work, engine, tokenizer, job.max_length))
+            found = Judged(job, rows, engine, lambda: of_artifact(work, engine, tokenizer, job.source.max_length))
             before = engine.seconds
             found.score()
             if not task.generates:
@@ -330,8 +328,9 @@ def _judged(
             golden=apart, score=score,
             size_bytes=sum((work / name).stat().st_size for name in artifact["files"]),
             load_seconds=engine.load_seconds, open_seconds=engine.open_seconds, latency_ms=latency,
-            rows_per_second=speed, peak_bytes=engine.peak_bytes(), kept=tuple(artifact["kept"]),
-            notes=tuple(artifact["notes"]), files={name: bundle.digest(work / name) for name in artifact["files"]},
+            rows_per_second=speed, peak_bytes=engine.peak_bytes(), model_bytes=engine.model_bytes(),
+            kept=tuple(artifact["kept"]), notes=tuple(artifact["notes"]),
+            files={name: bundle.digest(work / name) for name in artifact["files"]},
             versions=versions(artifact["engine"]), machine=hardware.machine(), command=list(job.command),
         )  # fmt: skip
     return certificate, faults

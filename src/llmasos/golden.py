@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -82,6 +83,10 @@ class Difference:
     relative: float
     example: int
     written: float | None = None
+
+
+DAY = datetime(2026, 1, 1)
+"""Today, for chat templates that write the date: they must render tomorrow what they do now."""
 
 
 def make(model: Any, task: Task, tokenizer: Any, limit: int) -> Golden:
@@ -256,7 +261,10 @@ def _encoded(task: Task, tokenizer: Any, rows: Sequence[Row], length: int) -> En
 
 def _prompt(task: Task, row: Row, tokenizer: Any, length: int) -> list[int]:
     """Return what a model reads to answer a row; cut where the task can cut it."""
-    return task.prompt(row, tokenizer, length) if task.cuts_prompts else task.prompt(row, tokenizer)
+    from .tasks._chat_template import dated
+
+    with dated(DAY):
+        return task.prompt(row, tokenizer, length) if task.cuts_prompts else task.prompt(row, tokenizer)
 
 
 def _alone(encoded: Encoded) -> Iterator[Batch]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,13 +24,12 @@ from .data.columns import is_row
 from .data.files import is_file
 from .opening import Opened
 from .progress import followed
-from .tasks.base import Row, Task
+from .tasks.base import Task
 
 if TYPE_CHECKING:
     from .certificate import Certificate
     from .engines.base import Engine
     from .metrics.base import Report
-    from .prediction import Cut
     from .sizing import Estimate
     from .training.merging import Merge
     from .training.plan import Plan
@@ -431,10 +429,10 @@ class LLM(Opened):
 
         config, asked = ExportConfig.of(options), self._purposed()
         task = asked._fitted()
-        source = Source(asked.model.cpu().eval(), task, self.tokenizer)
+        source = Source(asked.model.cpu().eval(), task, asked.tokenizer, max_length=self._max_length(config))
         before = PredictConfig(precision="float32")
         job = Job(
-            source, self.located.path, self._manifest or self._origin, self._max_length(config), target,
+            source, self.located.path, self._manifest or self._origin, target,
             lambda: self._untrained(task, before), config.quantize, data, calibration, columns, config.accept_drop,
             config.batch_size, command,
         )  # fmt: skip
@@ -457,6 +455,23 @@ class LLM(Opened):
             lambda: self._untrained(task, PredictConfig(precision="float32")), data=data, columns=columns,
         )  # fmt: skip
         return followed(events, progress)  # type: ignore[no-any-return]
+
+    def serve(self, *, name: str | None = None, started: Callable[[str], None] = print, **options: Any) -> None:
+        """Serve the model over HTTP until a signal or Ctrl-C stops it.
+
+        Args:
+            name: what clients call it; the last part of its reference if not given.
+            started: is told the address once the server listens.
+            **options: fields of ``ServeConfig``.
+
+        Raises:
+            UsageError: it would listen beyond this machine without a key.
+            MissingExtraError: what a server needs is not installed.
+        """
+        from . import __version__
+        from .serving.start import serve, settled
+
+        serve({name or Path(self.ref).name: self}, settled(options), started=started, version=__version__)
 
     def size_up(
         self, device: str, *, precision: str = "auto", max_length: int | None = None, batch_size: int = 1
@@ -486,27 +501,6 @@ class LLM(Opened):
 
     # -- inside -------------------------------------------------------------------------------------
 
-    def _as_encoder(self, *, normalize: bool) -> LLM:
-        """Return this model without its head, ready to embed."""
-        from .loading import check_pooling, load_config
-        from .tasks.sentence_similarity import TextEmbedding
-
-        if self._encoder is None:
-            check_pooling(self.located.path)
-            if getattr(load_config(self.located.path), "is_encoder_decoder", False):
-                raise UsageError(f"{self.ref} is an encoder with a decoder, which gives no vector for a text",
-                                 hint="an encoder, such as a BERT or a sentence-transformers model")  # fmt: skip
-            exported = bundle.artifact_of(self._manifest)
-            if exported and self._fitted().output != "embedding":
-                raise UsageError(f"{self.ref} is an exported {self._fitted().tag} model, which makes no vectors",
-                                 hint="export a model of sentence-similarity, or one without a task")  # fmt: skip
-            encoder = copy(self)
-            encoder._engines = {}
-            encoder._model = None if self.task is None or exported else self.model.base_model
-            self._encoder = encoder
-        self._encoder.task = TextEmbedding(normalize=normalize)
-        return self._encoder  # type: ignore[no-any-return]
-
     def _adopt(self, model: Any, task: Task, run: Run) -> None:
         self._model, self.task, self._report, self._metrics = model, task, run.report, run.metrics
         self._tuned = True
@@ -524,25 +518,6 @@ class LLM(Opened):
 
         self._refuse_artifact()
         return Request(self.located, self.tokenizer, self.task, task, data, eval_data, columns)
-
-    def _written(self, rows: Iterable[Row], options: Mapping[str, Any], cut: Cut | None = None) -> Iterator[Any]:
-        """Yield the answers that the model writes to rows; ``options`` go before what the task settles."""
-        from .prediction import written
-
-        config, more = self._write_config(options)
-        return written(self._generator(config), self._fitted(), rows, config, more, cut=cut)
-
-    def _write_config(self, options: Mapping[str, Any]) -> tuple[WriteConfig, dict[str, Any]]:
-        """Return how answers are written, and what the generator is told besides."""
-        task = self._fitted()
-        for name in () if task.cuts_prompts else ("max_length", "allow_truncated"):
-            if options.get(name) is not None:
-                raise UsageError(
-                    f"{name}={options[name]!r} does nothing: {task.tag} cuts no prompt", hint="leave it out"
-                )
-        settled = task.generation(self.tokenizer)
-        more: dict[str, Any] = {name: settled.pop(name) for name in ("first_token", "start_token") if name in settled}
-        return WriteConfig.of({**settled, **options}), more
 
     def _untrained(self, task: Task, config: PredictConfig) -> Engine:
         """Return what runs the model as it was before its training."""

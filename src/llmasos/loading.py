@@ -81,7 +81,9 @@ def writes(folder: Path) -> bool:
 
 
 def purpose_of(folder: Path, tokenizer: Any) -> Task:
-    """Return what a model that was never tuned can do: talk or write on, or make vectors of texts.
+    """Return what a model that was never tuned can do: write, or make vectors of texts.
+
+    The tokenizer of one that writes gets a plain chat template where it has none.
 
     Raises:
         NotFittedError: it has an encoder and a decoder, of which only training says what for.
@@ -90,7 +92,7 @@ def purpose_of(folder: Path, tokenizer: Any) -> Task:
     if load_config(folder).is_encoder_decoder:
         raise NotFittedError(f"{folder} has no task yet", hint="finetune it first")
     if writes(folder):
-        name = "text-generation" if tokenizer.chat_template else "language-modeling"
+        name = "text-generation"
     else:
         check_pooling(folder)
         name = "sentence-similarity"
@@ -334,14 +336,22 @@ def without_dropout(model: Any) -> Iterator[None]:
             setattr(owner, name, value)
 
 
+_TALKATIVE = ("torchao", "torch.utils._pytree")
+"""What transformers imports where ExecuTorch is installed, and what that calls on."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' own bars and reports off the terminal: what matters is said by us."""
+    from logging import getLogger
+
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    for name in _TALKATIVE:
+        getLogger(name).setLevel("ERROR")
     try:
         yield
     finally:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
-from .core.config import ExportConfig, GenerateConfig, PredictConfig
+from .core.config import ExportConfig, GenerateConfig, PredictConfig, WriteConfig
 from .core.errors import NotFittedError, UsageError
-from .tasks.base import Task
+from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
     from .engines.base import Engine
     from .generation.generator import Generator
     from .metrics.base import Report
+    from .prediction import Cut
+    from .serving.served import Parts
     from .sources.base import Located
 
 _LINEAGE = ("base", "data", "max_length")
@@ -90,7 +92,8 @@ class Opened:
 
         out = copy(self)
         out._forget()
-        out.task = purpose_of(self.located.path, self.tokenizer)
+        out._tokenizer = None  # it may get a chat template
+        out.task = purpose_of(out.located.path, out.tokenizer)
         return out
 
     def _forget(self) -> None:
@@ -163,10 +166,70 @@ class Opened:
             self._generators = {key: opened(model, self.tokenizer, self.located.path, config)}
         return self._generators[key]
 
+    def _as_encoder(self, *, normalize: bool) -> Self:
+        """Return this model without its head, ready to embed."""
+        from .loading import check_pooling, load_config
+        from .tasks.sentence_similarity import TextEmbedding
+
+        if self._encoder is None:
+            check_pooling(self.located.path)
+            if getattr(load_config(self.located.path), "is_encoder_decoder", False):
+                raise UsageError(f"{self.ref} is an encoder with a decoder, which gives no vector for a text",
+                                 hint="an encoder, such as a BERT or a sentence-transformers model")  # fmt: skip
+            exported = bundle.artifact_of(self._manifest)
+            if exported and self._fitted().output != "embedding":
+                raise UsageError(f"{self.ref} is an exported {self._fitted().tag} model, which makes no vectors",
+                                 hint="export a model of sentence-similarity, or one without a task")  # fmt: skip
+            encoder = copy(self)
+            encoder._engines = {}
+            encoder._model = None if self.task is None or exported else self.model.base_model
+            self._encoder = encoder
+        found: Self = self._encoder
+        found.task = TextEmbedding(normalize=normalize)
+        return found
+
+    def _written(self, rows: Iterable[Row], options: Mapping[str, Any], cut: Cut | None = None) -> Iterator[Any]:
+        """Yield the answers that the model writes to rows; ``options`` go before what the task settles."""
+        from .prediction import written
+
+        config, more = self._write_config(options)
+        return written(self._generator(config), self._fitted(), rows, config, more, cut=cut)
+
+    def _write_config(self, options: Mapping[str, Any]) -> tuple[WriteConfig, dict[str, Any]]:
+        """Return how answers are written, and what the generator is told besides."""
+        task = self._fitted()
+        for name in () if task.cuts_prompts else ("max_length", "allow_truncated"):
+            if options.get(name) is not None:
+                raise UsageError(
+                    f"{name}={options[name]!r} does nothing: {task.tag} cuts no prompt", hint="leave it out"
+                )
+        settled = task.generation(self.tokenizer)
+        more: dict[str, Any] = {name: settled.pop(name) for name in ("first_token", "start_token") if name in settled}
+        return WriteConfig.of({**settled, **options}), more
+
+    def _parts(self, options: Mapping[str, Any]) -> Parts:
+        """Open what the server computes with; ``options`` are precision, speed, device and threads."""
+        from .loading import writes
+        from .serving.served import Parts
+
+        about = {"task": self.task.tag if self.task else None, "ref": self.ref, "metrics": dict(self._metrics)}
+        if not (self.task.generates if self.task else writes(self.located.path)):
+            from .tasks.sentence_similarity import TextEmbedding
+
+            config = PredictConfig(**options)
+            embeds = TextEmbedding() if self.task is None or self.task.output == "embedding" else None
+            model = self if self.task is not None else self._as_encoder(normalize=True)
+            return Parts(self.tokenizer, self._max_length(config), self.task, model._engine(config), embeds=embeds,
+                         about=about)  # fmt: skip
+        settled = self._write_config({}) if self.task else None
+        generator = self._generator(GenerateConfig(**options))
+        return Parts(self.tokenizer, generator.limit, self.task, generator=generator, settled=settled, about=about)
+
     def _max_length(self, config: PredictConfig | ExportConfig) -> int:
         from .loading import longest_input
 
         limit = longest_input(self.located.path, self.tokenizer)
+        limit = min(limit, (bundle.artifact_of(self._manifest) or {}).get("max_length", limit))  # of fixed lengths
         if config.max_length is not None and config.max_length > limit:
             raise UsageError(f"max_length={config.max_length}, but this model takes at most {limit} tokens",
                              hint=f"max_length={limit}")  # fmt: skip

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from .core import atomic, bundle
-from .core.config import home
+from .core.environment import home
 from .core.errors import UsageError
 
 RUNNING, LOST, DAMAGED = "running", "lost", "damaged"

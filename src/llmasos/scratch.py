@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .core import atomic, bundle
-from .core.config import home
+from .core.environment import home
 from .core.errors import BundleError, DataError, UsageError, did_you_mean
 from .loading import quiet
 

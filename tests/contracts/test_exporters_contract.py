@@ -65,6 +65,11 @@ def exported(tuned: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return export
 
 
+def slow(exporter: Any) -> bool:
+    """Say whether a format takes long: ExecuTorch lowers even a tiny model in some 20 seconds."""
+    return bool(exporter.programs) or exporter.engine == "executorch"
+
+
 def _pairs() -> list[Any]:
     found = []
     for name in FORMATS:
@@ -74,14 +79,14 @@ def _pairs() -> list[Any]:
             encodes = task.auto_class == "AutoModelForSeq2SeqLM"
             kind = "encoder" if not task.generates else "encoder-decoder" if encodes else "decoder"
             if kind in exporter.precisions and (task.generates or task.output in exporter.outputs):
-                quick = tag in QUICK and not exporter.programs
+                quick = tag in QUICK and not slow(exporter)
                 found.append(pytest.param(name, tag, marks=[] if quick else pytest.mark.slow))
     return found
 
 
 every_pair = pytest.mark.parametrize(("name", "tag"), _pairs())
 every_format = pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.slow] * bool(plugins.load("exporters", name).programs)) for name in FORMATS
+    pytest.param(name, marks=[pytest.mark.slow] * slow(plugins.load("exporters", name))) for name in FORMATS
 ])  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 /** The page of an exported model. */
 
+import { chat } from "./chat.js";
 import { LLMasOSError, LocalModel } from "./sdk.js";
-import { element, percent, viewOf, type View } from "./views.js";
+import { element, percent, viewOf, type Form } from "./views.js";
 
 const byId = (id: string): HTMLElement => document.getElementById(id)!;
 const RELOADED = "llmasos reloaded";
@@ -91,12 +92,11 @@ function show(model: LocalModel, facts: [string, string][]): void {
   document.title = view.title;
   byId("title").textContent = view.title;
   byId("lead").textContent = `${view.lead} Your text stays on this device.`;
-  const { rows, relative, allowed } = model.verified;
-  facts.unshift([
-    "good",
-    `Checked here: ${rows} golden rows give the tokens of the export, and numbers within ${percent(relative)} of its own ` +
-      `(${percent(allowed)} allowed).`,
-  ]);
+  const { rows, relative, allowed, written } = model.verified;
+  const tokens = `${rows} golden rows give the tokens of the export`;
+  const same = written === undefined ? "" : `, ${Math.round(written * rows)} of their answers are the same to the last token`;
+  const numbers = `numbers within ${percent(relative)} of its own (${percent(allowed)} allowed)`;
+  facts.unshift(["good", `Checked here: ${tokens}${same}, and ${numbers}.`]);
   const score = model.certificate.score;
   if (score) {
     const [before, after] = [score.model, score.artifact].map(({ value }) => value.toFixed(4));
@@ -105,10 +105,11 @@ function show(model: LocalModel, facts: [string, string][]): void {
   const where = model.device === "webgpu" ? "WebGPU" : `WebAssembly, ${model.threads} thread${model.threads > 1 ? "s" : ""}`;
   facts.push(["", `${model.precision}, ${where}.`]);
   for (const note of model.notes) facts.push(["bad", `${capital(note)}.`]);
-  form(model, view);
+  if ("ask" in view) form(model, view);
+  else chat(model, { form: byId("form"), result: byId("result"), error: byId("error"), refused });
 }
 
-function form(model: LocalModel, view: View): void {
+function form(model: LocalModel, view: Form): void {
   const place = byId("form");
   const inputs = new Map<string, HTMLTextAreaElement | HTMLInputElement>();
   for (const { name, label, kind } of view.fields) {

@@ -12,6 +12,10 @@ export interface Field {
 export interface View {
   title: string;
   lead: string;
+}
+
+/** A view with a form, and an answer below it. */
+export interface Form extends View {
   verb: string;
   fields: Field[];
   /** Return what the fields hold for a golden row. */
@@ -20,7 +24,7 @@ export interface View {
   ask(model: LocalModel, values: Record<string, string>): Promise<Node[]>;
 }
 
-const views: Record<string, (settings: any) => View> = {
+const forms: Record<string, (settings: any) => Form> = {
   "text-classification": (settings) => ({
     title: "Text classification",
     lead: `Gives a text ${settings.multi_label ? "its labels" : "one label"} of ${settings.labels.length}.`,
@@ -101,8 +105,15 @@ const views: Record<string, (settings: any) => View> = {
   }),
 };
 
-export function viewOf(model: LocalModel): View {
-  return views[model.task](model.manifest.task);
+/** Of models that write. */
+const chats: Record<string, View> = {
+  "text-generation": { title: "Text generation", lead: "Answers what you write, or goes on with it." },
+  "code-generation": { title: "Code generation", lead: "Writes the program that you describe." },
+  preference: { title: "Chat", lead: "Answers what you write, or goes on with it." },
+};
+
+export function viewOf(model: LocalModel): View | Form {
+  return forms[model.task]?.(model.manifest.task) ?? chats[model.task];
 }
 
 export function element<Tag extends keyof HTMLElementTagNameMap>(

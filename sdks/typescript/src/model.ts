@@ -1,14 +1,16 @@
 /** A model that runs where the page is: `LocalModel`. */
 
+import { Author, type GenerateOptions, type Generation, type Prompt } from "./author.js";
 import { BundleError, DeviceError, ParityError, UsageError } from "./errors.js";
 import { Folder, type Manifest, type Progress } from "./folder.js";
-import { compared, encoded, type Difference, type Golden } from "./golden.js";
+import { compared, encoded, rewritten, type Difference, type Golden } from "./golden.js";
 import { hasWebGpu, openOnnx, usableThreads, type Device, type Engine, type Graph, type Opener } from "./runtime.js";
 import { QuestionAnswering, type Answer, type Question } from "./tasks/answering.js";
-import type { Example, Matrix, Task } from "./tasks/base.js";
+import type { Matrix, Task } from "./tasks/base.js";
 import { TextClassification, type Classification, type TextRow } from "./tasks/classification.js";
 import { SentenceSimilarity, TextEmbedding, type PairRow } from "./tasks/similarity.js";
 import { TokenClassification, type Tagged, type WordsRow } from "./tasks/tagging.js";
+import { ChatTemplate } from "./template.js";
 import { TextTokenizer } from "./tokenizer.js";
 
 export interface LoadOptions {
@@ -46,7 +48,8 @@ export class LocalModel {
     readonly golden: Golden,
     private readonly tokenizer: TextTokenizer,
     private readonly longest: number,
-    private readonly examples: Example[],
+    private readonly author: Author | undefined,
+    private readonly compare: (engine: Engine) => Promise<Difference>,
     private readonly batchSize: number,
     private engine: Engine,
     /** What the user should know: a device that was not used, and why. */
@@ -75,18 +78,20 @@ export class LocalModel {
     checkCertificate(certificate, folder.manifest);
     const tokenizer = new TextTokenizer(content, settings);
     const longest = longestInput(config, settings);
-    const task = taskOf(folder.manifest, tokenizer, Math.min(golden.max_length, longest));
-    const examples = encoded(golden, task);
+    const author = artifact.writes ? await authorOf(folder, golden, tokenizer, longest, content, settings) : undefined;
+    const { output, compare } = author
+      ? ({ output: "vocabulary", compare: (engine: Engine) => rewritten(golden, engine) } as const)
+      : answering(golden, taskOf(folder.manifest, tokenizer, Math.min(golden.max_length, longest)));
     const [graph, ...beside] = await Promise.all(artifact.files.map((name) => folder.bytes(name)));
     const opened: Graph = {
       content: graph,
       beside: beside.map((data, i) => ({ path: artifact.files[i + 1].split("/").at(-1) ?? "", data })),
       padId: tokenizer.padId,
-      output: task.output,
+      output,
     };
     const notes = folder.checksDigests ? [] : ["files were not compared with their digests: this page is not on https"];
     const made = (engine: Engine): LocalModel =>
-      new LocalModel(folder.manifest, certificate, golden, tokenizer, longest, examples, batchSize, engine, notes);
+      new LocalModel(folder.manifest, certificate, golden, tokenizer, longest, author, compare, batchSize, engine, notes);
     if (device !== "wasm" && (await usesWebGpu(device, artifact.precision))) {
       try {
         const model = made(await open(opened, "webgpu", threads, options.runtime));
@@ -102,7 +107,7 @@ export class LocalModel {
     return model;
   }
 
-  /** The task's tag: "text-classification", "token-classification", "question-answering", "sentence-similarity". */
+  /** The task's tag: "text-classification", "text-generation", ... */
   get task(): string {
     return this.manifest.task.tag;
   }
@@ -167,6 +172,24 @@ export class LocalModel {
     return this.answers(this.own("sentence-similarity", "similarity") as Task<PairRow, number>, pairs);
   }
 
+  /**
+   * Answer a conversation, or go on with a text.
+   *
+   * @throws UsageError: wrong options, or a prompt that does not fit. The reason of `signal`: it was aborted.
+   */
+  async generate(prompt: Prompt, options: GenerateOptions = {}): Promise<Generation> {
+    const pieces = this.stream(prompt, options);
+    let next = await pieces.next();
+    while (!next.done) next = await pieces.next();
+    return next.value;
+  }
+
+  /** As `generate`; yield pieces of the text as they become certain, and return the whole. */
+  stream(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<string, Generation, void> {
+    if (!this.author) throw new UsageError(`this model is for ${this.task}, and writes nothing`, "another model");
+    return this.author.write(this.engine, prompt, options);
+  }
+
   /** Give the memory back. */
   async close(): Promise<void> {
     await this.engine.release();
@@ -192,16 +215,22 @@ export class LocalModel {
 
   private async checked(): Promise<Verified> {
     const allowed = Number(this.certificate.tolerance.outputs);
-    const found = await compared(this.golden, this.examples, this.engine);
-    if (found.relative <= allowed) return { ...found, device: this.device, rows: this.golden.rows.length, allowed };
+    const found = await this.compare(this.engine);
+    const isExact = found.written === undefined || found.written === 1 || this.precision !== "float32";
+    if (found.relative <= allowed && isExact) return { ...found, device: this.device, rows: this.golden.rows.length, allowed };
     await this.engine.release();
+    if (!isExact)
+      throw new ParityError(`${percent(1 - found.written!)} of the golden answers are other tokens`, OTHER_NUMBERS);
     throw new ParityError(
       `an output of golden row ${found.row + 1} differs by ${found.largest.toPrecision(3)}, ` +
         `${percent(found.relative)} of the largest; ${this.precision} allows ${percent(allowed)}`,
-      "this browser computes other numbers than the runtime of the export: another browser, or another precision",
+      OTHER_NUMBERS,
     );
   }
 }
+
+const OTHER_NUMBERS =
+  "this browser computes other numbers than the runtime of the export: another browser, or another precision";
 
 function percent(share: number): string {
   return `${(100 * share).toFixed(1)} %`;
@@ -225,6 +254,29 @@ function longestInput(config: any, settings: any): number {
   const longest = Math.min(settings.model_max_length ?? Infinity, positions);
   return longest < 2 ** 24 ? longest : 4096;
 }
+
+/** Return what is read of the outputs of a model that answers, and how its golden rows are compared. */
+function answering(golden: Golden, task: Task<any, unknown>): {
+  output: Task<any, unknown>["output"]; compare: (engine: Engine) => Promise<Difference>;
+} {
+  const examples = encoded(golden, task);
+  return { output: task.output, compare: (engine) => compared(golden, examples, engine) };
+}
+
+/** Return what writes, compared with Python in all that comes before the model itself. */
+async function authorOf(
+  folder: Folder, golden: Golden, tokenizer: TextTokenizer, longest: number, content: any, settings: any,
+): Promise<Author> {
+  const { files } = folder.manifest;
+  const optional = async (name: string): Promise<any> => (name in files ? folder.json(name) : {});
+  const own = TEMPLATE in files ? new TextDecoder().decode(await folder.bytes(TEMPLATE)) : settings.chat_template;
+  const template = typeof own === "string" ? new ChatTemplate(own, content, settings) : undefined;
+  const author = new Author(golden, tokenizer, template, longest, await optional("generation_config.json"));
+  author.check(golden, await optional("prompts.json"));
+  return author;
+}
+
+const TEMPLATE = "chat_template.jinja";
 
 function taskOf({ task }: Manifest, tokenizer: TextTokenizer, longest: number): Task<any, unknown> {
   switch (task.tag) {

@@ -1,4 +1,4 @@
-/** ONNX Runtime Web: a graph that is run on batches of sequences, on WebAssembly or on WebGPU. */
+/** ONNX Runtime Web: a graph that is run on batches of sequences, or token by token, on WebAssembly or on WebGPU. */
 
 import { BundleError, DeviceError, UsageError } from "./errors.js";
 import type { Matrix } from "./tasks/base.js";
@@ -13,7 +13,22 @@ export interface Engine {
   readonly threads: number;
   /** Return the outputs of each sequence, which are computed together. */
   run(sequences: readonly Sequence[]): Promise<Matrix[]>;
+  /** Of a model that writes: read tokens behind those that were read before, and return what may come next. */
+  next(ids: readonly number[], past?: Past): Promise<Next>;
   release(): Promise<void>;
+}
+
+/** What a model remembers of the tokens that it has read: keys and values. It is used once, or released. */
+export interface Past {
+  length: number;
+  values: Record<string, any>;
+  release(): void;
+}
+
+export interface Next {
+  /** Of each token of the vocabulary, how likely it is to come next. */
+  logits: Float32Array;
+  past: Past;
 }
 
 /** What is opened: the graph, weights that lie beside it, and how its inputs and outputs are used. */
@@ -21,7 +36,7 @@ export interface Graph {
   content: Uint8Array<ArrayBuffer>;
   beside: { path: string; data: Uint8Array<ArrayBuffer> }[];
   padId: number;
-  output: "row" | "token" | "embedding";
+  output: "row" | "token" | "embedding" | "vocabulary";
 }
 
 export type Opener = (graph: Graph, device: Device, threads: number, folder?: string) => Promise<Engine>;
@@ -67,6 +82,8 @@ export const openOnnx: Opener = async (graph, device, threads, folder = bundled)
       executionProviders: [device],
       externalData: graph.beside,
       logSeverityLevel: 3,
+      // what comes in again stays on the graphics card
+      ...(device === "webgpu" && graph.output === "vocabulary" ? { preferredOutputLocation: "gpu-buffer" } : {}),
     });
   } catch (error) {
     const reason = String((error as Error).message ?? error).split("\n")[0].slice(0, 300);
@@ -79,6 +96,8 @@ export const openOnnx: Opener = async (graph, device, threads, folder = bundled)
 const started = new Map<Device, number>();
 
 class OnnxEngine implements Engine {
+  private last: Promise<unknown> = Promise.resolve();
+
   constructor(
     private readonly ort: any,
     private readonly session: any,
@@ -104,12 +123,48 @@ class OnnxEngine implements Engine {
       if (!(name in lines)) throw new BundleError(`the graph asks for ${name}`, "export the model again");
       inputs[name] = lines[name]();
     }
-    const found = await this.session.run(inputs);
+    const found = await this.computed(inputs);
     return sequences.map(({ ids }, i) => this.read(found, i, ids.length, longest));
+  }
+
+  async next(ids: readonly number[], past?: Past): Promise<Next> {
+    const before = past?.length ?? 0;
+    const length = before + ids.length;
+    const line = (values: readonly number[]): unknown =>
+      new this.ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
+    const lines: Record<string, () => unknown> = {
+      input_ids: () => line(ids),
+      attention_mask: () => line(new Array(length).fill(1)),
+      position_ids: () => line(ids.map((_, i) => before + i)),
+    };
+    const inputs: Record<string, unknown> = {};
+    for (const { name, shape } of this.session.inputMetadata as { name: string; shape: number[] }[]) {
+      if (!(name in lines) && !name.startsWith("past_key_values."))
+        throw new BundleError(`the graph asks for ${name}`, "export the model again");
+      // (rows, heads, tokens, width)
+      const nothing = (): unknown => new this.ort.Tensor("float32", new Float32Array(0), [1, shape[1], 0, shape[3]]);
+      inputs[name] = lines[name]?.() ?? past?.values[name] ?? nothing();
+    }
+    const found = await this.computed(inputs);
+    past?.release();
+    const logits: Float32Array = await found.logits.getData(true);
+    const values: Record<string, any> = {};
+    for (const name of Object.keys(inputs))
+      if (!(name in lines)) values[name] = found[name.replace("past_key_values", "present")];
+    const release = (): void => Object.values(values).forEach((value) => value.dispose());
+    return { logits: logits.slice(-found.logits.dims[2]), past: { length, values, release } };
   }
 
   async release(): Promise<void> {
     await this.session.release();
+  }
+
+  /** Run the graph once nothing else runs on it. */
+  private computed(inputs: Record<string, unknown>): Promise<any> {
+    const run = (): Promise<any> => this.session.run(inputs);
+    const found = this.last.then(run, run);
+    this.last = found;
+    return found;
   }
 
   private read(found: any, i: number, length: number, longest: number): Matrix {

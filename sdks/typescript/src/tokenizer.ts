@@ -1,6 +1,6 @@
 /**
- * Texts as token ids, as transformers makes them in Python: what is cut, what stands around texts and pairs, and which
- * characters a token stands for. The pieces themselves come from @huggingface/tokenizers.
+ * Texts as token ids and back, as transformers makes them in Python: what is cut, what stands around texts and pairs, and
+ * which characters a token stands for. The pieces themselves come from @huggingface/tokenizers.
  */
 
 import { Tokenizer } from "@huggingface/tokenizers";
@@ -73,6 +73,11 @@ export class TextTokenizer {
     const ids = this.plain(text);
     const kept = this.shortened(ids, Math.max(0, longest - this.before.length - this.after.length));
     return { ids: [...this.before, ...kept, ...this.after], cut: ids.length - kept.length };
+  }
+
+  /** Return tokens as text, without special ones. */
+  decode(ids: readonly number[]): string {
+    return ids.length ? this.inner.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false }) : "";
   }
 
   /** Return two texts as one sequence of at most `longest` tokens; the longer text is cut first. */

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.config import process_place
+from ..core.environment import process_place
 from ..core.errors import UsageError
 from .base import Backend, spread
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import plugins
-from ..core.config import process_place
+from ..core.environment import process_place
 from ..core.events import Event, Step
 from ..llm import LLM
 

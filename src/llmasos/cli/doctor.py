@@ -8,7 +8,7 @@ from importlib import metadata, util
 from typing import Any
 
 from .. import __version__
-from ..core.config import asked_threads
+from ..core.environment import asked_threads
 from .output import AsJson, show_json, show_table, size
 
 EXAMPLES = """

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.config import FinetuneConfig, process_place
+from ..core.config import FinetuneConfig
+from ..core.environment import process_place
 from ..core.errors import UsageError
 from ..core.events import Event, Saved
 from ..core.storage import is_url

@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,8 @@ def recover(target: Path) -> None:
             _remove_abandoned(leftover)
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file (UTF-8) that is there whole or not at all.
+def write_text(path: str | Path, text: str, *, mode: int = 0o666) -> Path:
+    """Write a text file (UTF-8) that is there whole or not at all; ``mode`` says who may read it, less the umask.
 
     Raises:
         HardwareError: the disk is full. An old file is as it was.
@@ -93,7 +94,7 @@ def write_text(path: str | Path, text: str) -> Path:
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_NEW}")
     with full_disk(path):
         try:
-            with fresh.open("w", encoding="utf-8", newline="\n") as file:
+            with open(fresh, "w", encoding="utf-8", newline="\n", opener=partial(os.open, mode=mode)) as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .config import child_environment
+from .environment import child_environment
 from .messages import Message, receive, send
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -78,6 +78,10 @@ class Child:
     def _said(self) -> list[str]:
         self._log.seek(0)
         return [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+
+    def stop(self) -> None:
+        """Kill the process while another thread waits for its answer, which is then ``Ended``."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the process, whatever it is doing."""

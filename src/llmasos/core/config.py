@@ -1,16 +1,13 @@
 """One dataclass per verb: the same names are Python keywords, YAML keys, command-line flags.
 
 A field's ``help`` is what ``--help`` prints and what the reference page shows. An unknown key is an
-error with the nearest known one. This is also the only place that reads environment variables.
+error with the nearest known one.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 import numbers
-import os
 import re
 import types
 import typing
@@ -357,6 +354,37 @@ class GenerateConfig(Config):
 
 
 @dataclass(frozen=True)
+class ServeConfig(Config):
+    """How to serve, and within which bounds."""
+
+    host: str = option("127.0.0.1", "address to listen on; beyond this machine only with keys")
+    port: int = option(8000, "port to listen on; 0 takes a free one", least=0, most=65535)
+    memory: str | None = option(None, "memory for models, such as 8GB; most of what is free if not given")
+    max_waiting: int = option(256, "requests that may wait for a model; more are told when to come again", least=1)
+    max_waiting_tokens: int = option(1 << 18, "tokens, read and to be written, that may wait for a model", least=1)
+    max_streams: int = option(32, "texts that a model writes side by side", least=1)
+    max_cache_tokens: int = option(1 << 16, "tokens of texts written side by side, at their longest", least=1)
+    max_prefix_tokens: int = option(1 << 15, "tokens of earlier prompts not read again; 0 for none", least=0)
+    max_batch_tokens: int = option(4096, "tokens that are computed before new requests are looked at", least=1)
+    max_new_tokens: int = option(4096, "longest answer in tokens that a request may ask for", least=1)
+    max_inputs: int = option(1024, "texts in one request", least=1)
+    max_body: int = option(4 << 20, "bytes of a request", least=1024)
+    read_timeout: float = option(30.0, "seconds for a request to arrive, or an answer to be taken", least=0.1)
+    batch_size: int = option(32, "texts computed at once", least=1)
+    timeout: float = option(300.0, "seconds after which a request is given up", least=0.1)
+    drain: float = option(45.0, "seconds that requests have to end when the server is told to stop", least=0.0)
+    precision: str = option("auto", "number format of the work", choices=("auto", "float32", "bfloat16"))
+    speed: str = option("auto", "auto uses faster equal paths where they are proven", choices=("auto", "plain"))
+    device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
+    threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
+    behind: str | None = option(None, "the cloud in front, which checks who asks: sagemaker or azureml; its routes "
+                                "alone are answered, without a key")  # fmt: skip
+    log_content: str = option("off", "on keeps prompts and answers, less personal data", choices=("off", "on"))
+    ssl_certfile: str | None = option(None, "certificate, to serve over HTTPS")
+    ssl_keyfile: str | None = option(None, "key of the certificate; LLMASOS_KEY_PASSWORD opens an encrypted one")
+
+
+@dataclass(frozen=True)
 class WriteConfig(GenerateConfig):
     """How a tuned model writes its answers to rows."""
 
@@ -405,6 +433,22 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return out
 
 
+def parse_size(name: str, text: str) -> int:
+    """Read an amount of memory: "8GB", "512MB", "2GiB".
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"([0-9.]+)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if found is None or number <= 0:
+        raise UsageError(f"{name}={text!r} is no amount of memory", hint="such as 8GB or 512MB")
+    return int(number * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+
+
 def parse_duration(name: str, text: str) -> float:
     """Return the seconds of ``"90s"``, ``"10min"``, ``"2h"`` or ``"1h30min"``, the value of the option ``name``.
 
@@ -418,80 +462,6 @@ def parse_duration(name: str, text: str) -> float:
             f"{name}={text!r} is not a length of time", hint=f"for example {name}=90s, 10min, 2h or 1h30min"
         )
     return seconds
-
-
-def home() -> Path:
-    """Return the folder for this project's own files: ``LLMASOS_HOME``, else ``~/.cache/llmasos``."""
-    return Path(os.environ.get("LLMASOS_HOME") or Path.home() / ".cache" / "llmasos")
-
-
-def hub_endpoint() -> str:
-    """Return the address of the Hub: ``HF_ENDPOINT``, read at every call so that it may change."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-
-
-def llama_cpp() -> Path | None:
-    """Return the environment whose llama.cpp is used, ``LLMASOS_LLAMA_CPP``; None for this one."""
-    named = os.environ.get("LLMASOS_LLAMA_CPP", "").strip()
-    return Path(named).expanduser() if named else None
-
-
-def key_password() -> bytes | None:
-    """Return ``LLMASOS_KEY_PASSWORD``, which opens an encrypted private key."""
-    return os.environ.get("LLMASOS_KEY_PASSWORD", "").encode() or None
-
-
-def registry_login(host: str) -> tuple[str, str] | None:
-    """Return user and password for a registry: ``LLMASOS_REGISTRY_USER`` and ``_PASSWORD``, else docker's file.
-
-    Of ``config.json`` in ``DOCKER_CONFIG`` or ``~/.docker`` only what it holds itself is read; no helper is called.
-    """
-    names = ("LLMASOS_REGISTRY_USER", "LLMASOS_REGISTRY_PASSWORD")
-    if all(os.environ.get(name) for name in names):
-        return os.environ[names[0]], os.environ[names[1]]
-    path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["auths"][host]["auth"]
-        user, sign, password = base64.b64decode(kept, validate=True).decode().partition(":")
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return (user, password) if sign else None
-
-
-def asked_threads() -> int | None:
-    """Return ``OMP_NUM_THREADS``, by which shared machines tell every library how many cores it may use."""
-    text = os.environ.get("OMP_NUM_THREADS", "").strip()
-    return int(text) if text.isdigit() and int(text) else None
-
-
-def for_other_machines() -> dict[str, str]:
-    """Return the settings that a training takes along where it computes on other machines; no secrets."""
-    names = ("LLMASOS_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
-    return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def quieten_ray() -> None:
-    """Keep Ray from reporting to its makers and from talking on the terminal, unless the user has said otherwise."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-
-
-def process_place() -> tuple[int, int, int, int]:
-    """Return rank, rank on this machine, number of processes and of those on this machine, as torchrun says.
-
-    (0, 0, 1, 1) for a process that was started alone.
-    """
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    rank, local, world, local_world = (os.environ.get(name, "") for name in names)
-    if not (rank.isdigit() and world.isdigit()):
-        return 0, 0, 1, 1
-    return int(rank), int(local or 0), int(world), int(local_world or 1)
-
-
-def child_environment(package: Path, **values: str) -> dict[str, str]:
-    """Return the environment of a process of our own: this one's, these values, and this very package first."""
-    paths = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": paths, **values}
 
 
 def _kinds(item: Field[Any], owner: type) -> tuple[type, bool]:

@@ -2,6 +2,7 @@
 
     LLMasOSError                 what is wrong, then ``hint:`` what to do
     ├── UsageError      ValueError       a wrong option, key, name or combination
+    │   └── TooLongError                 a prompt that does not fit into the model's context
     ├── DataError       ValueError       wrong rows: file, row, field, found, expected
     ├── NotFittedError  RuntimeError     a model without a task was asked for an answer
     ├── MissingExtraError ImportError    an optional package is not installed: the pip line
@@ -9,7 +10,10 @@
     ├── BundleError     ValueError       a model folder that is damaged, unsafe or not a model
     ├── ParityError     ArithmeticError  two ways to compute the same thing disagree: how much, where
     ├── TrainingError   RuntimeError     a run that cannot go on (loss not finite, nothing to learn)
-    └── RemoteError     ConnectionError  a hub, cloud or server that cannot be reached or refused
+    ├── RemoteError     ConnectionError  a hub, cloud or server that cannot be reached or refused
+    ├── BusyError       RuntimeError     the server has as much to do as it may: when to come again
+    │   └── UnavailableError             it cannot do this now: it closes, loads, or lacks memory
+    └── OverdueError    TimeoutError     the time that a request was given is over
 
 Each is also a subclass of the nearest builtin, so ``except ValueError`` keeps working.
 ``exit_code`` is what the command line returns: 2 where the user must change the input, 1 where
@@ -53,6 +57,10 @@ class UsageError(LLMasOSError, ValueError):
     """An option, key, name or combination that makes no sense."""
 
     exit_code = 2
+
+
+class TooLongError(UsageError):
+    """A prompt, with the room for its answer, is longer than what the model takes."""
 
 
 class DataError(LLMasOSError, ValueError):
@@ -126,6 +134,26 @@ class TrainingError(LLMasOSError, RuntimeError):
 
 class RemoteError(LLMasOSError, ConnectionError):
     """A hub, cloud or server that cannot be reached, or that refused."""
+
+
+class BusyError(LLMasOSError, RuntimeError):
+    """A server has as much to do as it may have.
+
+    Args:
+        retry_after: seconds after which there should be room.
+    """
+
+    def __init__(self, message: str, *, retry_after: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint or f"come again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class UnavailableError(BusyError):
+    """A server cannot do this now: it is closing, loading, or lacks the memory."""
+
+
+class OverdueError(LLMasOSError, TimeoutError):
+    """The time that a request was given is over."""
 
 
 class TruncatedWarning(UserWarning):

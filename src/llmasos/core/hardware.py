@@ -21,7 +21,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .config import asked_threads
+from .environment import asked_threads
 from .errors import HardwareError, UsageError
 
 if TYPE_CHECKING:

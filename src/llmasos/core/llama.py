@@ -15,10 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import config
-from .errors import BundleError, MissingExtraError, UsageError
+from .elsewhere import Elsewhere
+from .errors import BundleError
 
 _PACKAGE = "llama_cpp"
+_HOME = Elsewhere(_PACKAGE, "LLMASOS_LLAMA_CPP", "llama-cpp-python", "a GGUF model")
 
 
 def load() -> Any:
@@ -50,7 +51,7 @@ def quantize(source: Path, target: Path) -> None:
 
 def version() -> str:
     """Return the version of the package."""
-    found = metadata.distributions(name="llama_cpp_python", path=[str(_place().parent)])
+    found = metadata.distributions(name="llama_cpp_python", path=[str(_HOME.folder().parent)])
     return next((one.version for one in found), "of no version")
 
 
@@ -63,27 +64,8 @@ def silence(library: Any) -> None:
 
 def _package() -> ModuleType:
     """Return the package without running it: what it adds for its users needs more packages."""
-    place = _place()
+    place = _HOME.folder()
     module = ModuleType(_PACKAGE)
     module.__path__ = [str(place)]
     module.__spec__ = importlib.util.spec_from_loader(_PACKAGE, None, is_package=True)
     return module
-
-
-def _place() -> Path:
-    """Return the folder of the package."""
-    named = config.llama_cpp()
-    if named is not None:
-        for pattern in (_PACKAGE, f"lib/python3*/site-packages/{_PACKAGE}", f"Lib/site-packages/{_PACKAGE}"):
-            if found := next(iter(sorted(named.glob(pattern))), None):
-                return found
-        raise UsageError(
-            f"LLMASOS_LLAMA_CPP={named} has no llama_cpp",
-            hint="the folder of an environment in which `pip install llama-cpp-python` was run",
-        )
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(
-            "a GGUF model", install="llama-cpp-python, or LLMASOS_LLAMA_CPP=an environment that has it"
-        )
-    return Path(spec.submodule_search_locations[0])

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..core.config import home
+from ..core.environment import home
 from ..core.errors import DataError, HardwareError, shown
 from .files import Record
 

@@ -134,6 +134,27 @@ def flattened(encoding: Encoding, group: int = 1) -> Encoded:
         return arrays.finish()
 
 
+def together(parts: Sequence[Encoded]) -> Encoded:
+    """Return the examples of several, encoded alike, one after the other; ``rows`` are numbered anew."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def all_of(name: str) -> Any:
+        arrays = [getattr(part, name) for part in parts]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    def offsets_of(name: str) -> Any:
+        if getattr(first, name) is None:
+            return None
+        return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(getattr(part, name)) for part in parts]))])
+
+    return Encoded(
+        all_of("ids"), all_of("types"), offsets_of("offsets"), all_of("targets"),
+        np.arange(sum(map(len, parts))), offsets_of("target_offsets"), first.group,
+    )  # fmt: skip
+
+
 def encode(
     dataset: Dataset,
     task: Task,

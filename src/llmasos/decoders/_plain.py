@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Decoder
+from ._prefixes import Prefixes
+from .base import Alone, Decoder
 
 
 def plain(model: nn.Module, dtype: torch.dtype) -> Decoder:
@@ -29,21 +30,53 @@ def plain(model: nn.Module, dtype: torch.dtype) -> Decoder:
 class _DecoderOnly:
     how = ""
     start: int | None = None
+    prefixes: Prefixes | None = None
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.cache: Any = None
+
+    @property
+    def joins(self) -> bool:
+        """Whether all that is kept of the past are keys and values of every token."""
+        from transformers.cache_utils import DynamicLayer
+
+        return self.cache is not None and all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
     @torch.inference_mode()
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+    def begin(self, prompts: Sequence[Sequence[int]], room: int, salts: Sequence[str] | None = None) -> Tensor:
         """Read prompts; see ``decoders/base.py``."""
-        del room
+        del room, salts
         self.cache = None
         longest = max(map(len, prompts))
         ids = torch.tensor([[*[prompt[0]] * (longest - len(prompt)), *prompt] for prompt in prompts])
         mask = torch.tensor([[*[0] * (longest - len(prompt)), *[1] * len(prompt)] for prompt in prompts])
         self.mask = mask.to(self.model.device)
         return self._forward(ids.to(self.model.device))
+
+    @torch.inference_mode()
+    def join(
+        self, prompts: Sequence[Sequence[int]], room: int, rows: Sequence[int], salts: Sequence[str] | None = None
+    ) -> Tensor:
+        """Read more prompts into some rows; see ``decoders/base.py``."""
+        del salts
+        cache, mask = self.cache, self.mask
+        logits = self.begin(prompts, room)
+        more = max(0, rows[-1] + 1 - len(mask))
+        here = torch.tensor(rows, device=mask.device)
+        mask = torch.cat([mask, mask.new_zeros(more, mask.shape[1])])
+        mask[here] = 0
+        width = max(self.mask.shape[1], int(mask.sum(1).max()))  # what no row needs any more is left behind
+        for old, new in zip(cache.layers, self.cache.layers, strict=True):
+            for name in ("keys", "values"):
+                grown = _fitted(getattr(old, name), width, more)
+                grown[here] = _fitted(getattr(new, name), width, 0)
+                setattr(old, name, grown)
+        self.mask, read = _fitted(mask[:, None, :, None], width, 0)[:, 0, :, 0], self.mask
+        self.mask[here] = _fitted(read[:, None, :, None], width, 0)[:, 0, :, 0]
+        self.cache = cache
+        return logits
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
@@ -55,7 +88,7 @@ class _DecoderOnly:
     def select(self, rows: Tensor) -> None:
         """Go on with these rows; see ``decoders/base.py``."""
         self.mask = self.mask[rows]
-        self.cache.batch_select_indices(rows)  # type: ignore[attr-defined]
+        self.cache.batch_select_indices(rows)
 
     def _forward(self, ids: Tensor) -> Tensor:
         more: dict[str, Any] = {}
@@ -68,7 +101,13 @@ class _DecoderOnly:
         return out.logits[:, -1].float()  # type: ignore[no-any-return]
 
 
-class _EncoderDecoder:
+def _fitted(values: Tensor, width: int, more: int) -> Tensor:
+    """Return (rows + more, heads, width, size) of (rows, heads, tokens, size), aligned at the ends, zeros elsewhere."""
+    kept = values[:, :, max(0, values.shape[2] - width) :]
+    return torch.nn.functional.pad(kept, (0, 0, width - kept.shape[2], 0, 0, 0, 0, more))
+
+
+class _EncoderDecoder(Alone):
     how = ""
 
     def __init__(self, model: Any) -> None:
@@ -76,9 +115,9 @@ class _EncoderDecoder:
         self.start: int | None = None
 
     @torch.inference_mode()
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+    def begin(self, prompts: Sequence[Sequence[int]], room: int, salts: Sequence[str] | None = None) -> Tensor:
         """Read prompts in the encoder; see ``decoders/base.py``."""
-        del room
+        del room, salts
         self.cache = None
         longest, device = max(map(len, prompts)), self.model.device
         pad = self.model.config.pad_token_id or 0

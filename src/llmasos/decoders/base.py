@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ._prefixes import Prefixes
+
 
 class Decoder(Protocol):
     """Sequences under way. A row's logits must not depend on the rows beside it."""
@@ -24,12 +26,29 @@ class Decoder(Protocol):
     """In words: precision and path, with the reason."""
     start: int | None
     """What an encoder-decoder model writes on from; None is the model's own."""
+    prefixes: Prefixes | None
+    """What was read before, where it is to be kept."""
 
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+    @property
+    def joins(self) -> bool:
+        """Whether prompts can join those under way; known once there are any."""
+
+    def begin(self, prompts: Sequence[Sequence[int]], room: int, salts: Sequence[str] | None = None) -> Tensor:
         """Read prompts, with room for so many more tokens each; what was under way before is forgotten.
+
+        ``salts``: of each prompt, whose beginnings it may share, where the decoder keeps ``prefixes``; None for none.
 
         Returns:
             (prompts, vocabulary), float32: logits of the first token.
+        """
+
+    def join(
+        self, prompts: Sequence[Sequence[int]], room: int, rows: Sequence[int], salts: Sequence[str] | None = None
+    ) -> Tensor:
+        """Read more prompts, beside those under way, into these rows: of answers that have ended, or behind the last.
+
+        Returns:
+            (prompts, vocabulary), float32: logits of their first token.
         """
 
     def step(self, ids: Tensor) -> Tensor:
@@ -37,6 +56,19 @@ class Decoder(Protocol):
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, in this order: some have ended, or beams branch."""
+
+
+class Alone:
+    """A decoder whose prompts begin and end together."""
+
+    joins: bool = False
+    prefixes: Prefixes | None = None
+
+    def join(
+        self, prompts: Sequence[Sequence[int]], room: int, rows: Sequence[int], salts: Sequence[str] | None = None
+    ) -> Tensor:
+        """Refuse; whoever calls this has not asked whether it ``joins``."""
+        raise NotImplementedError
 
 
 class Family(Protocol):

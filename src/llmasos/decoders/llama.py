@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ._linear import Linear
+from ._prefixes import BLOCK, Prefixes
 from .base import Decoder
 
 GRAIN = 32
 """Lengths are rounded up to it: products and attention are compiled for their shapes, which must recur."""
+SPARE = 128
+"""Steps after which rows move again, where requests join at any time: moving copies all that was read."""
 PACK = 512
 """Tokens of prompts that are read at once: enough for the products, few enough for the caches."""
 _TYPES = ("llama", "qwen2", "qwen3", "mistral", "gemma")
@@ -78,6 +81,8 @@ def _linear_of(layer: Any) -> Iterator[nn.Module]:
 class _LlamaDecoder:
     how = ""
     start: int | None = None
+    joins = True
+    prefixes: Prefixes | None = None
 
     @torch.inference_mode()
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
@@ -119,31 +124,87 @@ class _LlamaDecoder:
     # -- the three verbs ----------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+    def begin(self, prompts: Sequence[Sequence[int]], room: int, salts: Sequence[str] | None = None) -> Tensor:
         """Read prompts; see ``decoders/base.py``."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        self.at = int(lengths.max())
-        places = -(-(self.at + room) // GRAIN) * GRAIN
-        shape = (len(prompts), 2 * self.keys, places, self.width)
-        self.cache = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
+        self.at = max(map(len, prompts))
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        self.cache = []
+        self._lay_out(self.at, _rounded(self.at + room))
+        return self._logits(self._prompts(prompts, range(len(prompts)), salts))
+
+    @torch.inference_mode()
+    def join(
+        self, prompts: Sequence[Sequence[int]], room: int, rows: Sequence[int], salts: Sequence[str] | None = None
+    ) -> Tensor:
+        """Read more prompts into some rows; see ``decoders/base.py``."""
+        new = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        here = torch.tensor(rows, device=self.device)
+        lengths = torch.cat([self.lengths, self.lengths.new_zeros(max(0, rows[-1] + 1 - len(self.lengths)))])
+        lengths[here] = new
+        places, self.lengths = self.cache[0].shape[2], lengths
+        longest = int(lengths.max())
+        if longest > self.at or self.at + room > places:  # all move, to have room for so many steps more
+            left = max(room, places - self.at)
+            self._lay_out(longest, _rounded(longest + left + SPARE))
+        else:
+            self._lay_out(self.at, places)
+        return self._logits(self._prompts(prompts, rows, salts))
+
+    def _lay_out(self, at: int, places: int) -> None:
+        """Have every row end at ``at`` in arrays of so many places; what was read stays."""
+        rows, kept = len(self.lengths), min(self.at, at)
+        shape = (rows, 2 * self.keys, places, self.width)
+        if not self.cache:
+            self.cache = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
+        elif (len(self.cache[0]), self.at, self.cache[0].shape[2]) != (rows, at, places):
+            for number, cache in enumerate(self.cache):
+                fresh = cache.new_zeros(shape)
+                fresh[: len(cache), :, at - kept : at] = cache[:, :, self.at - kept : self.at]
+                self.cache[number] = fresh
+        self.at = at
         self._tables(places)
-        self.lengths = lengths.to(self.device)
-        before = torch.arange(places)[None] < (self.at - lengths)[:, None]
-        after = torch.arange(places)[None] >= self.at
-        mask = torch.zeros(len(prompts), 1, 1, places).masked_fill_((before | after)[:, None, None], float("-inf"))
-        self.mask = mask.to(self.device, self.dtype)
+        place = torch.arange(places, device=self.device)[None]
+        hidden = (place < (at - self.lengths)[:, None]) | (place >= at)
+        mask = torch.zeros(rows, 1, 1, places, device=self.device)
+        self.mask = mask.masked_fill_(hidden[:, None, None], float("-inf")).to(self.dtype)
+
+    def _prompts(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], salts: Sequence[str] | None) -> Tensor:
+        """Read prompts into rows, but for what is known of them; return their last states, (prompts, hidden)."""
+        known = [self._known(*one) for one in zip(prompts, rows, salts, strict=True)] if salts else [0] * len(prompts)
+        rest = [prompt[past:] for prompt, past in zip(prompts, known, strict=True)]
         out = None
-        for rows in _packs(prompts):
-            hidden = self._read([prompts[row] for row in rows], rows)
+        for pack in _packs(rest):
+            hidden = self._read([rest[one] for one in pack], [rows[one] for one in pack], [known[one] for one in pack])
             out = hidden.new_empty(len(prompts), hidden.shape[1]) if out is None else out
-            out[torch.tensor(rows, device=self.device)] = hidden
+            out[torch.tensor(pack, device=self.device)] = hidden
         assert out is not None
-        return self._logits(out)
+        for prompt, row, salt in zip(prompts, rows, salts or (), strict=bool(salts)):
+            self._remember(prompt, row, salt)
+        return out
+
+    def _known(self, prompt: Sequence[int], row: int, salt: str) -> int:
+        """Put what is known of a prompt's beginning into its row; return how many tokens that are."""
+        blocks = self.prefixes.find(salt, prompt) if self.prefixes else []
+        for number, block in enumerate(blocks):
+            at = self.at - len(prompt) + BLOCK * number
+            for cache, values in zip(self.cache, block, strict=True):
+                cache[row, :, at : at + BLOCK] = values
+        return BLOCK * len(blocks)
+
+    def _remember(self, prompt: Sequence[int], row: int, salt: str) -> None:
+        if self.prefixes is None:
+            return
+        begin = self.at - len(prompt)
+
+        def read(start: int) -> Tensor:
+            return torch.stack([cache[row, :, begin + start : begin + start + BLOCK] for cache in self.cache])
+
+        self.prefixes.keep(salt, prompt, read)
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
         """Append a token to each row; see ``decoders/base.py``."""
-        place, until = self.at, min(-(-(self.at + 1) // GRAIN) * GRAIN, self.mask.shape[-1])
+        place, until = self.at, min(_rounded(self.at + 1), self.mask.shape[-1])
         self.mask[..., place] = 0.0
         mask = self.mask[..., :until]
         x = self.embed(ids).to(self.dtype)
@@ -205,34 +266,47 @@ class _LlamaDecoder:
     def _logits(self, x: Tensor) -> Tensor:
         return self.head(functional.rms_norm(x, (x.shape[1],), self.norm, self.epsilon)).float()
 
-    def _read(self, prompts: list[Sequence[int]], rows: list[int]) -> Tensor:
-        """Read prompts end to end, keep their keys and values; return their last states, (prompts, hidden)."""
-        lengths = [len(prompt) for prompt in prompts]
-        fill = -sum(lengths) % GRAIN
+    def _read(self, prompts: list[Sequence[int]], rows: list[int], pasts: list[int]) -> Tensor:
+        """Read prompts end to end, keep their keys and values; return their last states, (prompts, hidden).
+
+        ``pasts``: how many tokens before each are there already.
+        """
+        sizes = [(len(prompt), past) for prompt, past in zip(prompts, pasts, strict=True)]
+        fill = -sum(map(len, prompts)) % GRAIN
         ids = torch.tensor([*(i for prompt in prompts for i in prompt), *[prompts[0][0]] * fill], device=self.device)
-        positions = torch.tensor([*(p for n in lengths for p in range(n)), *[0] * fill], device=self.device)
+        places = (past + place for length, past in sizes for place in range(length))
+        positions = torch.tensor([*places, *[0] * fill], device=self.device)
         x: Tensor = self.embed(ids).to(self.dtype)
         cos, sin = self.cos[positions], self.sin[positions]
         for layer, cache in zip(self.layers, self.cache, strict=True):
             query, both = self._projected(x, layer, cos, sin)
             context = torch.zeros(len(x), self.queries * self.width, dtype=self.dtype, device=self.device)
-            for begin, first, count, length in _runs(lengths):
-                at = slice(begin, begin + count * length)
+            for begin, first, count, (length, past) in _runs(sizes):
+                at, here = slice(begin, begin + count * length), rows[first : first + count]
                 kv = both[at].view(count, length, -1, self.width).transpose(1, 2)
-                for number in range(count):
-                    cache[rows[first + number], :, self.at - length : self.at] = kv[number]
+                for row, new in zip(here, kv, strict=True):
+                    cache[row, :, self.at - length : self.at] = new
+                if past:
+                    kv = cache[here, :, self.at - length - past : self.at]
                 q = query[at].view(count, length, -1, self.width).transpose(1, 2)
                 out = self._attended(q, kv[:, : self.keys], kv[:, self.keys :])
                 context[at] = out.transpose(1, 2).reshape(count * length, -1)
             x = self._rest(x, context, layer)
-        last = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        last = torch.tensor([length for length, _ in sizes], device=self.device).cumsum(0) - 1
         return x.index_select(0, last)
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        share = self.queries // self.keys
+        share, (new, whole) = self.queries // self.keys, (q.shape[2], k.shape[2])
         if share > 1:
             k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        if new == whole:
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        seen = torch.ones(new, whole, dtype=torch.bool, device=q.device).tril(whole - new)
+        return functional.scaled_dot_product_attention(q, k, v, seen, scale=self.scale)
+
+
+def _rounded(places: int) -> int:
+    return -(-places // GRAIN) * GRAIN
 
 
 def _packs(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -248,13 +322,13 @@ def _packs(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     yield pack
 
 
-def _runs(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """Yield neighbours of equal length: first token, first prompt, number of prompts, length."""
+def _runs(sizes: list[tuple[int, int]]) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
+    """Yield neighbours of equal length and past: first token, first prompt, number of prompts, length and past."""
     begin = first = 0
-    for length, same in groupby(lengths):
+    for size, same in groupby(sizes):
         count = len(list(same))
-        yield begin, first, count, length
-        begin, first = begin + count * length, first + count
+        yield begin, first, count, size
+        begin, first = begin + count * size[0], first + count
 
 
 PLUGIN = _Llama()

@@ -33,6 +33,7 @@ class Apart:
     Attributes:
         how: in words, as for every engine.
         searches: whether it is a ``Searcher``, as the artifact says.
+        start: see ``Stepper``.
         load_seconds: from the start of the process to its being ready; ``open_seconds`` of it in the runtime.
         seconds: spent computing so far.
 
@@ -45,6 +46,7 @@ class Apart:
 
     def __init__(self, folder: Path, artifact: Mapping[str, Any], **options: Any) -> None:
         self._folder, self.seconds = folder, 0.0
+        self.start: int | None = None
         self.searches = bool(artifact.get("searches"))
         start = time.perf_counter()
         self._child = Child(__name__, [], {})
@@ -63,7 +65,8 @@ class Apart:
 
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> NDArray[np.float32]:
         """Read prompts; see ``Stepper``."""
-        return self._computed("begin", {"prompts": [list(prompt) for prompt in prompts], "room": room})
+        asked = {"prompts": [list(prompt) for prompt in prompts], "room": room, "start": self.start}
+        return self._computed("begin", asked)
 
     def step(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append a token to each row; see ``Stepper``."""
@@ -108,6 +111,11 @@ class Apart:
     def peak_bytes(self) -> int:
         """Return the most memory that the process has held so far."""
         return int(self._ask({"do": "memory"})["peak"])
+
+    def model_bytes(self) -> int | None:
+        """Return how much of that came after the runtime itself was loaded, if the engine tells."""
+        found = self._ask({"do": "memory"})
+        return int(found["peak"] - found["bare"]) if found["bare"] else None
 
     def close(self) -> None:
         """End the process."""
@@ -164,7 +172,7 @@ def _done(engine: Any, message: Message) -> tuple[dict[str, Any], dict[str, NDAr
     author = author_of(engine)
     match asked["do"]:
         case "memory":
-            return {"peak": hardware.peak_resident_memory()}, {}
+            return {"peak": hardware.peak_resident_memory(), "bare": getattr(engine, "bare_bytes", 0)}, {}
         case "select":
             engine.select(arrays["rows"])
             return {}, {}
@@ -175,6 +183,8 @@ def _done(engine: Any, message: Message) -> tuple[dict[str, Any], dict[str, NDAr
             search = Search(**{name: _frozen(value) for name, value in asked["search"].items()})
             return {"answers": [list(one) for one in engine.search(asked["prompts"], search)]}, {}
         case "begin":
+            if hasattr(engine, "start"):
+                engine.start = asked["start"]
             out = engine.begin(asked["prompts"], asked["room"])
         case "step":
             out = engine.step(arrays["ids"])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import BundleError
-from ..data.batching import Batch, pad
+from ..data.batching import Batch, pad, rectangle
 from ..tasks.base import IGNORED
 from ._writing import Writing, score_targets
 
@@ -110,6 +110,8 @@ class GraphWriter(ABC):
     """
 
     at_once = 1
+    joins = False
+    """Whether prompts can ``join`` those under way: where keys and values can be taken out and put back."""
 
     def __init__(
         self, folder: Path, artifact: Mapping[str, Any], *, pad_id: int, output: str, likeliest: int = 0,
@@ -168,10 +170,77 @@ class GraphWriter(ABC):
         self._mask = self._mask[rows]
         self._pick(np.asarray(rows, dtype=np.int64))
 
+    def join(self, prompts: Sequence[Sequence[int]], room: int, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Read more prompts into some rows, of answers that have ended or behind the last; see ``Stepper``."""
+        mask, kept, here = self._mask, self._past(), list(rows)
+        logits = self.begin(prompts, room)
+        count = max(len(mask), here[-1] + 1)
+        mask = np.concatenate([mask, np.zeros((count - len(mask), mask.shape[1]), dtype=mask.dtype)])
+        mask[here] = 0
+        width = max(self._mask.shape[1], int(mask.sum(axis=1).max()))  # what no row needs any more is left behind
+        self._go_on({name: _mixed(kept[name], new, here, count, width) for name, new in self._past().items()})
+        lines = _mixed(mask[:, None, :, None], self._mask[:, None, :, None], here, count, width)
+        self._mask = lines[:, 0, :, 0]
+        return logits
+
+    def _past(self) -> Arrays:
+        """Return keys and values, (rows, heads, tokens, width)."""
+        raise NotImplementedError
+
+    def _go_on(self, past: Arrays) -> None:
+        """Go on with these keys and values."""
+        raise NotImplementedError
+
     def _next(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         places = np.maximum(self._mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
         logits = self._forward({"input_ids": ids, "attention_mask": self._mask, "position_ids": places})
         return np.asarray(logits[:, -1], dtype=np.float32)
+
+
+class GraphTranslator(GraphWriter):
+    """Write with two exported graphs: one reads the prompts, once; the other writes, see ``GraphWriter``.
+
+    Prompts of unequal length are aligned at their beginnings; what lies behind is hidden by the mask.
+    """
+
+    def __init__(self, folder: Path, artifact: Mapping[str, Any], *, pad_id: int, **options: Any) -> None:
+        super().__init__(folder, artifact, pad_id=pad_id, **options)
+        self.start: int | None = None
+        self._pad, self._first = pad_id, int(artifact["start"])
+
+    @abstractmethod
+    def _encode(self, inputs: Arrays) -> None:
+        """Read ``input_ids`` under ``attention_mask``, both (rows, tokens), and begin anew with as many rows."""
+
+    def outputs(self, batch: Batch) -> NDArray[np.float32]:
+        """Score the targets; see ``Engine``."""
+        return score_targets(Writing(self), batch, encodes=True)
+
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> NDArray[np.float32]:
+        """Read prompts; see ``Stepper``."""
+        del room
+        lengths = np.asarray([len(prompt) for prompt in prompts], dtype=np.int32)
+        flat = np.asarray([token for prompt in prompts for token in prompt], dtype=np.int64)
+        ids, inside = rectangle(flat, lengths, self._pad)
+        self._mask = inside.astype(np.int64)
+        self._encode({"input_ids": ids, "attention_mask": self._mask})
+        start = self._first if self.start is None else self.start
+        return self.step(np.full(len(prompts), start, dtype=np.int64))
+
+    def step(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append a token to each row; see ``Stepper``."""
+        given = np.asarray(ids, dtype=np.int64)[:, None]
+        return np.asarray(self._forward({"input_ids": given, "attention_mask": self._mask})[:, -1], dtype=np.float32)
+
+
+def _mixed(old: NDArray[Any], new: NDArray[Any], here: list[int], count: int, width: int) -> NDArray[Any]:
+    """Return (count, heads, width, size): old rows, and new ones in their places, all aligned at their ends."""
+    out = np.zeros((count, old.shape[1], width, old.shape[3]), dtype=old.dtype)
+    kept = min(width, old.shape[2])
+    out[: len(old), :, width - kept :] = old[:, :, old.shape[2] - kept :]
+    out[here] = 0
+    out[here, :, width - new.shape[2] :] = new
+    return out
 
 
 def extra(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What follows from an engine that writes step by step: answers scored, answers written, and the decoder of a loop."""
+"""What follows from an engine that writes step by step: answers scored, answers written."""
 
 from __future__ import annotations
 
@@ -158,29 +158,3 @@ def scored(logits: NDArray[np.float32], token: int) -> tuple[float, float]:
     row = logits.astype(np.float64)
     row -= row.max()
     return float(np.log(np.exp(row).sum()) - row[token]), float(row.argmax() == token)
-
-
-class Decoding:
-    """The ``decoders/base.Decoder`` of a Stepper, for the decoding loop: beams, draws, grammars and streams."""
-
-    def __init__(self, stepper: Stepper, how: str) -> None:
-        self._stepper, self.how = stepper, how
-        self.start: int | None = None
-
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
-        """Read prompts; see ``decoders/base.py``."""
-        return _tensor(self._stepper.begin(prompts, room))
-
-    def step(self, ids: Tensor) -> Tensor:
-        """Append a token to each row."""
-        return _tensor(self._stepper.step(ids.cpu().numpy()))
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these rows."""
-        self._stepper.select(rows.cpu().numpy())
-
-
-def _tensor(values: NDArray[np.float32]) -> Tensor:
-    import torch
-
-    return torch.from_numpy(np.array(values, dtype=np.float32))

@@ -35,7 +35,8 @@ class Engine(Protocol):
 class Stepper(Protocol):
     """A loaded model that writes token by token, in numpy alone; ``decoders/base.py`` has the same in torch.
 
-    A row's logits must not depend on the rows beside it.
+    A row's logits must not depend on the rows beside it. One that ``joins`` also has ``join``, as decoders do. One
+    whose model has an encoder also has ``start``: what its decoder starts from, None for the model's own.
     """
 
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> NDArray[np.float32]:

@@ -103,6 +103,9 @@ class CTranslate2Engine:
             max_input_length=0, max_decoding_length=most, min_decoding_length=0, return_logits_vocab=True,
         )  # fmt: skip
         for row, result in zip(asked, results, strict=True):
+            if not result.logits:  # it took the source for empty
+                found[row][:, 0] = np.inf
+                continue
             (logits,) = result.logits
             found[row][:] = [scored(np.asarray(line), token) for line, token in zip(logits, answers[row], strict=False)]
         return found

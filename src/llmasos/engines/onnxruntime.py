@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..core import hardware
 from ..core.errors import MissingExtraError
-from ._graph import Arrays, GraphEngine, GraphWriter, extra, unreadable
+from ._graph import Arrays, GraphEngine, GraphTranslator, GraphWriter, extra, unreadable
 
 
 class OnnxRuntimeEngine(GraphEngine):
@@ -28,6 +28,8 @@ class OnnxRuntimeEngine(GraphEngine):
 
 class OnnxRuntimeWriter(GraphWriter):
     """Write with an ONNX graph; see ``GraphWriter``. Keys and values stay where ONNX Runtime has put them."""
+
+    joins = True
 
     def _open(self, folder: Path, artifact: Mapping[str, Any], threads: int | None) -> None:
         self._session, self.how = _session(folder, artifact, threads)
@@ -48,11 +50,39 @@ class OnnxRuntimeWriter(GraphWriter):
         found = dict(
             zip(self._outputs, self._session.run_with_ort_values(self._outputs, given | self._kept), strict=True)
         )
-        self._kept = {name: found[name.replace("past_key_values", "present")] for name in self._shapes}
+        self._kept = {name: found.get(_given(name), before) for name, before in self._kept.items()}
         return np.asarray(found["logits"].numpy())
 
+    def _past(self) -> Arrays:
+        return {name: value.numpy() for name, value in self._kept.items()}
+
+    def _go_on(self, past: Arrays) -> None:
+        self._kept = {name: _value(value) for name, value in past.items()}
+
     def _pick(self, rows: NDArray[np.int64]) -> None:
-        self._kept = {name: _value(value.numpy()[rows]) for name, value in self._kept.items()}
+        self._go_on({name: value[rows] for name, value in self._past().items()})
+
+
+class OnnxRuntimeTranslator(GraphTranslator, OnnxRuntimeWriter):
+    """Write with two ONNX graphs; see ``GraphTranslator``."""
+
+    def _open(self, folder: Path, artifact: Mapping[str, Any], threads: int | None) -> None:
+        reads, writes = (name for name in artifact["files"] if name.endswith(".onnx"))
+        self._encoder, _ = _session(folder, {**artifact, "files": [reads]}, threads)
+        super()._open(folder, {**artifact, "files": [writes]}, threads)
+
+    def _encode(self, inputs: Arrays) -> None:
+        self._forget(len(inputs["input_ids"]))
+        names = {_given(name): name for name in self._kept}
+        asked = [item.name for item in self._encoder.get_outputs()]
+        given = {name: _value(value) for name, value in inputs.items()}
+        found = zip(asked, self._encoder.run_with_ort_values(asked, given), strict=True)
+        self._kept |= {names[name]: value for name, value in found}
+
+
+def _given(name: str) -> str:
+    """Return what a graph calls keys or values that it gives back, by what it takes them as."""
+    return name.replace("past_key_values", "present")
 
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -82,8 +112,10 @@ def _session(folder: Path, artifact: Mapping[str, Any], threads: int | None) -> 
 
 
 def opened(folder: Path, artifact: Mapping[str, Any], **options: Any) -> OnnxRuntimeEngine | OnnxRuntimeWriter:
-    """Open an artifact: one that answers, or one that writes."""
-    return (OnnxRuntimeWriter if artifact.get("writes") else OnnxRuntimeEngine)(folder, artifact, **options)
+    """Open an artifact: one that answers, or one that writes, with an encoder or without."""
+    if not artifact.get("writes"):
+        return OnnxRuntimeEngine(folder, artifact, **options)
+    return (OnnxRuntimeTranslator if "start" in artifact else OnnxRuntimeWriter)(folder, artifact, **options)
 
 
 PLUGIN = opened

@@ -5,7 +5,8 @@ found on rows, so that an answer does not depend on the rows beside it. ``int8-d
 quicker to make, nothing to calibrate, and an answer depends a little on what it is computed with.
 
 A decoder is one graph that reads any number of tokens after any number of others, whose keys and values come in as
-``past_key_values.N.key`` and go out as ``present.N.key``.
+``past_key_values.N.key`` and go out as ``present.N.key``. A model with an encoder besides is two, ``encoder_model`` and
+``decoder_with_past_model``: see ``_translators.py``.
 """
 
 from __future__ import annotations
@@ -14,15 +15,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .base import Exporter, Source, Written, group_size, kind_of, still
+from .base import KINDS, Exporter, Source, Written, group_size, kind_of, still
 
-NAMES = {
-    "float32": "model.onnx",
-    "float16": "model_fp16.onnx",
-    "int8": "model_quantized.onnx",
-    "int8-dynamic": "model_quantized.onnx",
-    "int4": "model_q4.onnx",
-}
+SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_quantized", "int8-dynamic": "_quantized", "int4": "_q4"}
 _LARGEST = 3 << 29  # bytes of weights in one file; protobuf's own limit is 2 GB
 
 
@@ -36,40 +31,62 @@ class OnnxFormat(Exporter):
     precisions = {  # noqa: RUF012
         "encoder": ("float32", "float16", "int8", "int8-dynamic"),
         "decoder": ("float32", "float16", "int8-dynamic", "int4"),
+        "encoder-decoder": ("float32", "float16", "int8-dynamic"),
     }
     calibrated = ("int8",)
     mixed = ("int8", "int8-dynamic")
 
     def write(self, source: Source, folder: Path, precision: str) -> Written:
-        """Write ``onnx/<name>.onnx``: one file, or weights beside it where protobuf's 2 GB are not enough."""
-        import onnx_ir
+        """Write ``onnx/<name>.onnx``: one file a graph, or weights beside it where protobuf's 2 GB are not enough."""
         from transformers.exporters import ExportFormat, OnnxConfig
-        from transformers.exporters.exporter_onnx import OnnxExporter
 
-        writes = kind_of(source.task, source.model.config) == "decoder"
+        from ..decoders._plain import start_of
+
+        kind = kind_of(source.task, source.model.config)
+        more: dict[str, Any] = {"writes": source.task.generates}
+        if kind == KINDS[2]:
+            more["start"] = start_of(source.model)
         with still():
             # NNCF quantizes plain operations, which alone tell their module; ONNX Runtime fuses them when it opens them
             plain = precision in ("int8", "int4") or bool(source.kept)
             config = OnnxConfig(dynamic=True, ort_fusions=None if plain else "cpu")
-            if writes:
-                exported = OnnxExporter().export_for_generation(
-                    source.model, source.prompt(), config, multi_token_decode=True
-                )
-                program = _named(exported.components["decode"].program)
-            else:
-                program = OnnxExporter().export(source.model, source.example(), config=config).program
-            if precision == "float16":
-                program = _halved(program)
-            elif precision != "float32":
-                quantizer = _quantizer(source, precision, _kept(program, source.kept))
-                program = quantizer.quantize(program, source.example(), ExportFormat.ONNX)
-        place = folder / "onnx"
-        place.mkdir()
-        name = NAMES[precision]
-        size = sum(v.const_value.nbytes for v in program.graph.initializers.values() if v.const_value is not None)
-        apart = size > _LARGEST
-        onnx_ir.save(program, str(place / name), external_data=f"{name}_data" if apart else None)
-        return Written([f"onnx/{name}", *([f"onnx/{name}_data"] if apart else [])], more={"writes": writes})
+            programs = _programs(source, kind, config)
+            for name, program in programs.items():
+                if precision == "float16":
+                    programs[name] = _halved(program)
+                elif precision != "float32":
+                    quantizer = _quantizer(source, precision, _kept(program, source.kept))
+                    programs[name] = quantizer.quantize(program, source.example(), ExportFormat.ONNX)
+        (folder / "onnx").mkdir()
+        files = [_saved(program, folder, f"{name}{SUFFIXES[precision]}.onnx") for name, program in programs.items()]
+        return Written([file for some in files for file in some], more=more)
+
+
+def _programs(source: Source, kind: str, config: Any) -> dict[str, Any]:
+    """Return the graphs by their names, what is run first first."""
+    from transformers.exporters.exporter_onnx import OnnxExporter
+
+    from ._translators import Reading, writing
+
+    exporter, model = OnnxExporter(), source.model
+    if kind == KINDS[0]:
+        return {"model": exporter.export(model, source.example(), config=config).program}
+    if kind == KINDS[1]:
+        exported = exporter.export_for_generation(model, source.prompt(), config, multi_token_decode=True)
+        return {"model": _named(exported.components["decode"].program)}
+    reads = exporter.export(Reading(model).eval(), source.prompt(), config=config).program
+    writes = _named(exporter.export(*writing(model, source.prompt()), config=config).program)
+    return {"encoder_model": reads, "decoder_with_past_model": _needed(writes)}
+
+
+def _saved(program: Any, folder: Path, name: str) -> list[str]:
+    """Write a graph; return its files."""
+    import onnx_ir
+
+    size = sum(v.const_value.nbytes for v in program.graph.initializers.values() if v.const_value is not None)
+    apart = size > _LARGEST
+    onnx_ir.save(program, str(folder / "onnx" / name), external_data=f"{name}_data" if apart else None)
+    return [f"onnx/{name}", *([f"onnx/{name}_data"] if apart else [])]
 
 
 def _quantizer(source: Source, precision: str, kept: list[str]) -> Any:
@@ -96,7 +113,8 @@ def _quantizer(source: Source, precision: str, kept: list[str]) -> Any:
 def _kept(program: Any, modules: tuple[str, ...]) -> list[str]:
     """Return the names of the matrix products that belong to some modules."""
     places = {node.name: node.metadata_props.get(_SCOPES, "") for node in program.graph if node.op_type in _PRODUCTS}
-    return [name for name, scopes in places.items() if any(f"'{module}'" in scopes for module in modules)]
+    inside = [re.compile(rf"['.]{re.escape(module)}'") for module in modules]
+    return [name for name, scopes in places.items() if any(one.search(scopes) for one in inside)]
 
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -117,9 +135,28 @@ def _named(program: Any) -> Any:
     import onnx_ir
 
     for value in [*program.graph.inputs, *program.graph.outputs]:
-        found = re.fullmatch(r"(input|output)\.past_key_values\.layers\.(\d+)\.(key|value)s", value.name)
-        if found:
-            value.name = f"{'past_key_values' if found[1] == 'input' else 'present'}.{found[2]}.{found[3]}"
+        value.name = _NAMES.get(value.name, value.name)
+        if found := _KEPT.fullmatch(value.name):
+            way, part, layer, what = found.groups()
+            side = {None: "", "self": "decoder.", "cross": "encoder."}[part]
+            value.name = f"{'past_key_values' if way == 'input' else 'present'}.{layer}.{side}{what}"
             sizes = [getattr(size, "value", size) for size in value.shape]  # heads and width are names of numbers
             value.shape = onnx_ir.Shape([int(size) if str(size).isdigit() else size for size in sizes])
+    return program
+
+
+_NAMES = {"decoder_input_ids": "input_ids"}
+_KEPT = re.compile(r"(input|output)\.past_key_values\.(?:(self|cross)_attention_cache\.)?layers\.(\d+)\.(key|value)s")
+
+
+def _needed(program: Any) -> Any:
+    """Leave out what a step of writing gives back as it came, and takes without using it."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    graph = program.graph
+    graph.outputs[:] = [value for value in graph.outputs if value.name == "logits" or ".decoder." in value.name]
+    RemoveUnusedNodesPass()(program)
+    for value in list(graph.inputs):
+        if not value.uses():
+            graph.inputs.remove(value)
     return program

@@ -1,6 +1,6 @@
 """What an export to the web brings besides its model: the page, the TypeScript SDK, and ONNX Runtime Web.
 
-It is built by npm from this package's own sources and two libraries, whose versions and digests are locked. That is
+It is built by npm from this package's own sources and a few libraries, whose versions and digests are locked. That is
 done once for each version of the sources; the result is kept in ``LLMASOS_HOME/web``, and later exports need neither
 npm nor a network. See docs/decisions/008-web-bundle.md.
 """
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..core import atomic, config
+from ..core import atomic, environment
 from ..core.errors import BundleError, HardwareError, RemoteError, UsageError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ def built() -> Path:
 
     Raises:
         HardwareError: there is no npm on this machine.
-        RemoteError: npm could not fetch the two libraries, or build the page from them.
+        RemoteError: npm could not fetch the libraries, or build the page from them.
     """
     place = _place()
     if not place.is_dir():
@@ -72,7 +72,7 @@ def _place() -> Path:
         if path.is_file():
             found.update(f"{path.relative_to(source).as_posix()}\0{path.stat().st_size}\0".encode())
             found.update(path.read_bytes())
-    return config.home() / "web" / found.hexdigest()[:16]
+    return environment.home() / "web" / found.hexdigest()[:16]
 
 
 def _source() -> Path:

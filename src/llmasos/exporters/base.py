@@ -35,6 +35,7 @@ class Source:
         task, tokenizer: what it was tuned for, and how it reads.
         calibration: rows from which activations' ranges are found, where the precision needs them.
         kept: names of modules that stay in float32, where a precision would change them too much.
+        max_length: the longest text in tokens, for a format of fixed lengths.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Source:
     tokenizer: Any
     calibration: Encoded | None = None
     kept: tuple[str, ...] = ()
+    max_length: int = 512
 
     def example(self) -> dict[str, torch.Tensor]:
         """Return inputs to trace the model with: sizes above 1, which a trace would take for constants."""
@@ -50,6 +52,8 @@ class Source:
         names = self.tokenizer.model_input_names
         ids = torch.arange(2 * 16).reshape(2, 16) % (self.model.config.vocab_size - 2) + 1
         out = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            out["decoder_input_ids"] = ids
         return out | ({"token_type_ids": torch.zeros_like(ids)} if "token_type_ids" in names else {})
 
     def prompt(self) -> dict[str, torch.Tensor]:

@@ -113,8 +113,9 @@ def _settle(config: Any, source: Source, words: list[str]) -> None:
     settings, tokenizer = source.model.generation_config, source.tokenizer
     start = source.task.generation(tokenizer).get("start_token", start_of(source.model))
     ends = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
-    config.decoder_start_token = config.bos_token = words[start]
-    config.eos_token = words[ends[0] if isinstance(ends, list | tuple) else ends]
+    config.decoder_start_token = words[start]
+    # CTranslate2 takes a source of the end token and one more for empty, unless that is what texts begin with
+    config.eos_token = config.bos_token = words[ends[0] if isinstance(ends, list | tuple) else ends]
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id
     config.unk_token = words[start if unknown is None else unknown]  # it must be one of them; no text becomes it here
     config.layer_norm_epsilon = getattr(source.model.config, "layer_norm_epsilon", 1e-5)

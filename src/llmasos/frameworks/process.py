@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..core.children import Child, Ended
-from ..core.config import home
+from ..core.environment import home
 from ..core.errors import TrainingError
 from ..core.messages import Message
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
 from ..core.config import GenerateConfig
-from ..core.errors import UsageError
+from ..core.errors import TooLongError, UsageError
+from ..decoders._exported import Exported
 from ..decoders._plain import start_of
 from ..decoders.base import Decoder, open_decoder
-from ..engines._writing import Decoding
 from ..engines.base import Searcher, Stepper
 from ..loading import load_config, longest_input
 from ..tasks.base import Generation
@@ -30,6 +31,8 @@ from .writer import Writer
 class Generator:
     """A model that writes.
 
+    ``draws``: whether it can take another token than the likeliest.
+
     Args:
         model: a transformers model, in float32, on its device.
         tokenizer: the model's.
@@ -38,6 +41,8 @@ class Generator:
         speed: "auto" or "plain" (transformers' own forward always).
         decoder: what writes, where it is not the model itself.
     """
+
+    draws: ClassVar[bool] = True
 
     def __init__(
         self, model: Any, tokenizer: Any, limit: int, *, precision: str = "float32", speed: str = "auto",
@@ -59,8 +64,8 @@ class Generator:
         """In words: precision and path, with the reason; known after the first answer."""
         return self._decoder.how if self._decoder else "not yet known"
 
-    def tokens(self, prompt: Any) -> list[int]:
-        """Return a prompt as tokens: a text, or messages through the model's chat template.
+    def tokens(self, prompt: Any, tools: Any = None) -> list[int]:
+        """Return a prompt as tokens: a text, or messages, with ``tools`` on offer, through the model's chat template.
 
         Raises:
             UsageError: it is neither, or the template refuses the messages.
@@ -74,12 +79,12 @@ class Generator:
                 f"a prompt is a {type(prompt).__name__}", hint="a text, or a list of {role, content} messages"
             )
         from ..tasks import _chat_template
-        from ..tasks._conversations import Wrong, conversation
+        from ..tasks._conversations import Wrong, asked
 
         if not self.tokenizer.chat_template:
             raise UsageError("this model has no chat template", hint="pass the whole prompt as a text")
         try:
-            return _chat_template.prompt_ids(conversation({"messages": list(prompt)}, None), self.tokenizer)
+            return _chat_template.prompt_ids(asked(list(prompt), tools), self.tokenizer)
         except Wrong as wrong:
             raise UsageError(f"the messages cannot be rendered: {wrong}", hint="correct the messages") from wrong
 
@@ -96,6 +101,7 @@ class Generator:
         stop: Sequence[str] = (),
         json_schema: Any = None,
         logprobs: bool = False,
+        top_logprobs: int = 0,
         streams: bool = False,
         first_token: int | None = None,
         start_token: int | None = None,
@@ -108,6 +114,7 @@ class Generator:
             stop: strings that end an answer.
             json_schema: what an answer must obey, as a dict or as JSON.
             logprobs: whether the probabilities of the tokens are wanted.
+            top_logprobs: of so many likeliest tokens at each place, too.
             streams: whether text is wanted as it comes.
             first_token: what an encoder-decoder model must begin with.
             start_token: what its decoder starts from, if it is not the model's own.
@@ -115,9 +122,33 @@ class Generator:
         Raises:
             UsageError: options that exclude each other, or a prompt that does not fit.
         """
+        requests = self.requests(
+            prompts, config, stop=stop, json_schema=json_schema, logprobs=logprobs, top_logprobs=top_logprobs,
+            streams=streams, first_token=first_token, start_token=start_token,
+        )  # fmt: skip
+        requests.sort(key=lambda request: -len(request.prompt))
+        for begin in range(0, len(requests), config.batch_size):
+            part = requests[begin : begin + config.batch_size]
+            yield from generate(self.decoder(part), part)
+
+    def requests(
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: GenerateConfig,
+        *,
+        stop: Sequence[str] = (),
+        json_schema: Any = None,
+        logprobs: bool = False,
+        top_logprobs: int = 0,
+        streams: bool = False,
+        first_token: int | None = None,
+        start_token: int | None = None,
+    ) -> list[Request]:
+        """Return what the decoding loop is given, in order; arguments and errors as for ``pieces``."""
         check_options(config, stop, json_schema, logprobs, streams)
         room = check_fits(prompts, config.max_new_tokens, self.limit, encodes=self.encodes)
-        rules = self._rules(config, room, first_token, start_token, logprobs)
+        rules = replace(self._rules(config, room, first_token, start_token), logprobs=logprobs or top_logprobs > 0,
+                        top_logprobs=top_logprobs)  # fmt: skip
         copies: Counter[tuple[int, ...]] = Counter()
         requests = []
         for index, prompt in enumerate(prompts):
@@ -126,18 +157,17 @@ class Generator:
                 Request(
                     index=index,
                     prompt=list(prompt),
+                    rules=rules,
                     writer=Writer(self.tokenizer, stop, streams=streams),
                     random=sampling.generator(config.seed, copies[key]),
                     grammar=None if json_schema is None else self._grammar(json_schema),
                 )
             )
             copies[key] += 1
-        requests.sort(key=lambda request: -len(request.prompt))
-        for begin in range(0, len(requests), config.batch_size):
-            part = requests[begin : begin + config.batch_size]
-            yield from generate(self._opened(part), part, rules)
+        return requests
 
-    def _opened(self, requests: Sequence[Request]) -> Decoder:
+    def decoder(self, requests: Sequence[Request]) -> Decoder:
+        """Return what writes, proven on these requests if it is the first time."""
         if self._decoder is None:
             prompts = [request.prompt for request in requests]
             self._decoder = open_decoder(self.model, self._dtype, prompts, speed=self._speed)
@@ -148,7 +178,7 @@ class Generator:
 
         return json_grammar(json_schema, self.tokenizer, self.ends, int(self.model.config.vocab_size))
 
-    def _rules(self, config: GenerateConfig, room: int, first: int | None, start: int | None, logprobs: bool) -> Rules:
+    def _rules(self, config: GenerateConfig, room: int, first: int | None, start: int | None) -> Rules:
         settings = self.model.generation_config
         start = start_of(self.model) if start is None else start
         return Rules(
@@ -161,7 +191,6 @@ class Generator:
             start=(start,) if self.encodes else None,
             processors=processors_of(self.model, self.ends, room, first),
             forced_end=settings.forced_eos_token_id if self.encodes else None,
-            logprobs=logprobs,
         )
 
 
@@ -176,7 +205,7 @@ def opened(model: Any, tokenizer: Any, folder: Path, config: GenerateConfig) -> 
     return Generator(model.to(device).eval(), tokenizer, limit, precision=precision, speed=config.speed)
 
 
-class _Exported:
+class _Files:
     """What a ``Generator`` asks of a model, from the files of an artifact."""
 
     device = torch.device("cpu")
@@ -199,10 +228,10 @@ def of_artifact(folder: Path, stepper: Stepper | Searcher, tokenizer: Any, limit
     if getattr(stepper, "searches", False):
         from .searching import Searching
 
-        return Searching(_Exported(folder), tokenizer, limit, cast("Searcher", stepper))
+        return Searching(_Files(folder), tokenizer, limit, cast("Searcher", stepper))
     stepper = cast("Stepper", stepper)
-    decoder = Decoding(stepper, getattr(stepper, "how", ""))
-    return Generator(_Exported(folder), tokenizer, limit, decoder=decoder)
+    decoder = Exported(stepper, getattr(stepper, "how", ""))
+    return Generator(_Files(folder), tokenizer, limit, decoder=decoder)
 
 
 def write(
@@ -287,7 +316,8 @@ def check_fits(prompts: Sequence[Sequence[int]], room: int | None, limit: int, *
     """Return how many tokens each answer may have: ``room``, or up to 256 that fit.
 
     Raises:
-        UsageError: a prompt is empty, or leaves no such room, with the numbers.
+        UsageError: a prompt is empty.
+        TooLongError: a prompt leaves no such room, with the numbers.
     """
     longest = max(range(len(prompts)), key=lambda row: len(prompts[row]))
     used = len(prompts[longest])
@@ -298,7 +328,7 @@ def check_fits(prompts: Sequence[Sequence[int]], room: int | None, limit: int, *
     if used > limit or wanted > left:
         told = f"a prompt of {used} tokens" + ("" if encodes else f" + max_new_tokens={wanted}")
         text = told if used > limit or not encodes else f"max_new_tokens={wanted}"
-        raise UsageError(
+        raise TooLongError(
             f"prompt {longest + 1} does not fit: {text} > {limit}, the model's limit"
             if text is told else f"{text} > {limit}, the model's limit",
             hint=f"max_new_tokens={left}" if left > 0 and used <= limit else "a shorter prompt",

@@ -2,7 +2,8 @@
 
 A step is: the logits of all rows, what the request forbids or discounts, one choice a row, one forward. Whether
 a choice is the likeliest token, a drawn one, or the best beams, is all that differs between the ways to
-generate. Rows that have ended leave once they are a quarter, so that nobody pays for them.
+generate. Requests come and go at any step: a new one takes the row of one that has ended, and rows that nobody needs
+leave once they are a quarter, so that nobody pays for them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 """One of transformers' logits processors: (rows, history), (rows, vocabulary) -> (rows, vocabulary)."""
 
 
+Chances = list[tuple[int, float]]
+"""The likeliest tokens at a place, each with the logarithm of its probability, under the model itself."""
+
+
 class Grammar(Protocol):
     """What a text must obey, token by token."""
 
@@ -36,7 +41,7 @@ class Grammar(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for all requests of a call.
+    """What holds for a request, as for all others of its call.
 
     ``start``: ids that a writer's history begins with although they are no part of the prompt (the start token of
     an encoder-decoder model, whose history is not its prompt).
@@ -52,6 +57,7 @@ class Rules:
     processors: tuple[Processor, ...] = ()
     forced_end: int | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
 
 
 @dataclass
@@ -60,23 +66,32 @@ class Request:
 
     index: int
     prompt: list[int]
+    rules: Rules
     writer: Writer
     random: torch.Generator
     grammar: Grammar | None = None
+    salt: str | None = None
+    """With whom it may share what was read of a prompt before; None for nobody."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    likeliest: list[Chances] = field(default_factory=list)
     finish_reason: str = ""
+    told: int = 0  # tokens whose text has been given away
 
-    def history(self, rules: Rules) -> list[int]:
-        """Return what penalties and transformers' processors look at."""
-        return [*(self.prompt if rules.start is None else rules.start), *self.tokens]
+    @property
+    def history(self) -> list[int]:
+        """What penalties and transformers' processors look at."""
+        return [*(self.prompt if self.rules.start is None else self.rules.start), *self.tokens]
 
 
 class Piece(NamedTuple):
-    """Text that has become certain."""
+    """Text that has become certain; with the tokens that it is of, and their chances, if they were asked for."""
 
     number: int
     text: str
+    tokens: Sequence[int] = ()
+    logprobs: Sequence[float] = ()
+    likeliest: Sequence[Chances] = ()
 
 
 class Done(NamedTuple):
@@ -86,45 +101,104 @@ class Done(NamedTuple):
     generation: Generation
 
 
-def generate(decoder: Decoder, requests: Sequence[Request], rules: Rules) -> Iterator[Piece | Done]:
-    """Write answers to some requests together; pieces come where a request's writer streams.
+def generate(decoder: Decoder, requests: Sequence[Request]) -> Iterator[Piece | Done]:
+    """Write answers to some requests of one call together; pieces come where a request's writer streams.
 
     An answer's tokens do not depend on the requests beside it.
     """
-    decoder.start = None if rules.start is None else rules.start[0]
-    logits = decoder.begin([request.prompt for request in requests], rules.max_new_tokens)
-    if rules.num_beams > 1:
-        yield from _beams(decoder, requests, rules, logits)
+    if requests[0].rules.num_beams > 1:
+        yield from _beams(decoder, requests, requests[0].rules)
         return
-    rows: list[Request] = list(requests)
-    while True:
-        tokens = _chosen(logits, rows, rules)
-        chances = logits.log_softmax(-1) if rules.logprobs else None
+    running = Running(decoder)
+    running.join(requests)
+    while running.going:
+        yield from running.step()
+
+
+class Running:
+    """Requests that are written to side by side.
+
+    Those that are there together start from one token (``Rules.start``). Others can join where the decoder ``joins``,
+    or once all have ended.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._rows: list[Request] = []
+        self._logits = torch.empty(0)
+
+    @property
+    def joins(self) -> bool:
+        """Whether others can join now."""
+        return self._decoder.joins or not self.going
+
+    @property
+    def going(self) -> int:
+        """How many requests have not ended."""
+        return sum(not request.finish_reason for request in self._rows)
+
+    def join(self, requests: Sequence[Request]) -> None:
+        """Read the prompts of new requests, which are written to from the next step on."""
+        prompts = [request.prompt for request in requests]
+        room = max(request.rules.max_new_tokens for request in requests)
+        salts = None if any(request.salt is None for request in requests) else [str(one.salt) for one in requests]
+        if not self.going:
+            start = requests[0].rules.start
+            self._decoder.start = None if start is None else start[0]
+            self._rows, self._logits = list(requests), self._decoder.begin(prompts, room, salts)
+            return
+        free = [row for row, request in enumerate(self._rows) if request.finish_reason]
+        rows = [*free, *range(len(self._rows), len(self._rows) + len(requests))][: len(requests)]
+        found = self._decoder.join(prompts, room, rows, salts)
+        more = max(0, rows[-1] + 1 - len(self._rows))
+        self._rows += requests[len(requests) - more :]
+        self._logits = torch.cat([self._logits, self._logits.new_empty(more, self._logits.shape[1])])
+        for row, request in zip(rows, requests, strict=True):
+            self._rows[row] = request
+        self._logits[torch.tensor(rows, device=found.device)] = found
+
+    def step(self) -> Iterator[Piece | Done]:
+        """Write one token to each request; one whose ``finish_reason`` was set from outside ends without an answer."""
+        rows = self._rows
+        tokens = _chosen(self._logits, rows)
+        chances = self._logits.log_softmax(-1) if any(request.rules.logprobs for request in rows) else None
         for row, (request, token) in enumerate(zip(rows, tokens, strict=True)):
             if not request.finish_reason:
-                yield from _taken(request, token, rules, None if chances is None else float(chances[row, token]))
+                yield from _taken(request, token, None if chances is None else chances[row])
         going = [row for row, request in enumerate(rows) if not request.finish_reason]
         if not going:
+            self._rows = []
             return
         if len(going) <= 0.75 * len(rows):
-            decoder.select(torch.tensor(going, device=logits.device))
-            rows, tokens = [rows[row] for row in going], [tokens[row] for row in going]
-        logits = decoder.step(torch.tensor(tokens, device=logits.device))
+            self._decoder.select(torch.tensor(going, device=self._logits.device))
+            self._rows, tokens = [rows[row] for row in going], [tokens[row] for row in going]
+        self._logits = self._decoder.step(torch.tensor(tokens, device=self._logits.device))
 
 
-def _chosen(logits: Tensor, rows: Sequence[Request], rules: Rules) -> list[int]:
+def _chosen(logits: Tensor, rows: Sequence[Request]) -> list[int]:
     """Return one token for each row."""
-    scores = _lawful(logits, rows, rules)
-    if rules.sampling.temperature == 0.0:
-        return sampling.likeliest(scores)
-    return sampling.drawn(sampling.filtered(scores, rules.sampling), [request.random for request in rows])
+    scores, ways = _lawful(logits, rows), dict[Sampling, list[int]]()
+    for row, request in enumerate(rows):
+        ways.setdefault(request.rules.sampling, []).append(row)
+    out = [0] * len(rows)
+    for way, here in ways.items():
+        part = scores if len(ways) == 1 else scores[here]
+        if way.temperature == 0.0:
+            found = sampling.likeliest(part)
+        else:
+            found = sampling.drawn(sampling.filtered(part, way), [rows[row].random for row in here])
+        for row, token in zip(here, found, strict=True):
+            out[row] = token
+    return out
 
 
-def _lawful(scores: Tensor, rows: Sequence[Request], rules: Rules) -> Tensor:
+def _lawful(scores: Tensor, rows: Sequence[Request]) -> Tensor:
     """Return the scores after penalties, the model's own rules and grammars."""
-    scores = sampling.penalized(scores, _histories(rows, rules), rules.sampling.repetition_penalty)
-    if rules.processors:
-        scores = torch.cat([_processed(s, r, rules) for s, r in zip(scores[:, None], rows, strict=True)])
+    penalties = [request.rules.sampling.repetition_penalty for request in rows]
+    scores = sampling.penalized(scores, [r.history if p != 1.0 else () for r, p in zip(rows, penalties, strict=True)],
+                                penalties)  # fmt: skip
+    if any(request.rules.processors for request in rows):
+        scores = torch.cat([_processed(s, r.history, r.rules) for s, r in zip(scores[:, None], rows, strict=True)])
     if all(request.grammar is None for request in rows):
         return scores
     allowed = torch.ones(scores.shape, dtype=torch.bool)
@@ -134,26 +208,26 @@ def _lawful(scores: Tensor, rows: Sequence[Request], rules: Rules) -> Tensor:
     return scores.masked_fill(~allowed.to(scores.device), NEVER)
 
 
-def _histories(rows: Sequence[Request], rules: Rules) -> list[list[int]]:
-    return [r.history(rules) for r in rows] if rules.sampling.repetition_penalty != 1.0 else []
-
-
-def _processed(scores: Tensor, request: Request, rules: Rules) -> Tensor:
-    history = torch.tensor([request.history(rules)], device=scores.device)
+def _processed(scores: Tensor, history: Sequence[int], rules: Rules) -> Tensor:
+    """Return the scores of a row after transformers' processors. (1, vocabulary)."""
     for process in rules.processors:
-        scores = process(history, scores)
+        scores = process(torch.tensor([list(history)], device=scores.device), scores)
     return scores
 
 
-def _taken(request: Request, token: int, rules: Rules, chance: float | None) -> Iterator[Piece | Done]:
+def _taken(request: Request, token: int, chances: Tensor | None) -> Iterator[Piece | Done]:
     """Append a token to a request, and tell what became certain by it."""
+    rules = request.rules
     last = len(request.tokens) + 1 >= rules.max_new_tokens
     complete = request.grammar is not None and request.grammar.take(token)
     ended = token in rules.ends
     if not ended:
         request.tokens.append(token)
-        if chance is not None:
-            request.logprobs.append(chance)
+        if chances is not None and rules.logprobs:
+            request.logprobs.append(float(chances[token]))
+            if rules.top_logprobs:
+                best = chances.topk(min(rules.top_logprobs, len(chances)))
+                request.likeliest.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
     text = "" if ended else request.writer.push(token)
     if complete:
         request.finish_reason = "schema"
@@ -166,18 +240,27 @@ def _taken(request: Request, token: int, rules: Rules, chance: float | None) -> 
     if request.finish_reason:
         text += request.writer.finish(request.tokens)
     if text and request.writer.streams:
-        yield Piece(request.index, text)
+        yield _piece(request, text)
     if request.finish_reason:
-        yield Done(request.index, _answer(request, rules))
+        yield Done(request.index, _answer(request))
 
 
-def _answer(request: Request, rules: Rules) -> Generation:
+def _piece(request: Request, text: str) -> Piece:
+    if not request.rules.logprobs:
+        return Piece(request.index, text)
+    new = slice(request.told, len(request.tokens))
+    request.told = new.stop
+    return Piece(request.index, text, request.tokens[new], request.logprobs[new], request.likeliest[new])
+
+
+def _answer(request: Request) -> Generation:
     return Generation(
         text=request.writer.text,
         tokens=request.tokens,
         finish_reason=request.finish_reason,
         prompt_tokens=len(request.prompt),
-        logprobs=request.logprobs if rules.logprobs else None,
+        logprobs=request.logprobs if request.rules.logprobs else None,
+        likeliest=request.likeliest if request.rules.top_logprobs else None,
     )
 
 
@@ -240,8 +323,10 @@ class _Search:
         return len(self.found) == count
 
 
-def _beams(decoder: Decoder, requests: Sequence[Request], rules: Rules, logits: Tensor) -> Iterator[Piece | Done]:
+def _beams(decoder: Decoder, requests: Sequence[Request], rules: Rules) -> Iterator[Piece | Done]:
     """Search the likeliest texts: ``num_beams`` of each request go on at every step."""
+    decoder.start = None if rules.start is None else rules.start[0]
+    logits = decoder.begin([request.prompt for request in requests], rules.max_new_tokens)
     count, device = rules.num_beams, logits.device
     first = torch.full((count,), -1e9, device=device)
     first[0] = 0.0
@@ -258,7 +343,7 @@ def _beams(decoder: Decoder, requests: Sequence[Request], rules: Rules, logits: 
             at = number * count
             beams, new = search.advance(scores[at : at + count], rules)
             if search.over:
-                yield _settled(search, rules)
+                yield _settled(search)
                 continue
             going.append(search)
             sources += [at + beam for beam in beams]
@@ -274,19 +359,15 @@ def _beams(decoder: Decoder, requests: Sequence[Request], rules: Rules, logits: 
 def _beam_scores(scores: Tensor, searches: Sequence[_Search], rules: Rules) -> Tensor:
     start = [list(s.request.prompt if rules.start is None else rules.start) for s in searches]
     histories = [[*begin, *beam] for begin, search in zip(start, searches, strict=True) for beam in search.beams]
-    scores = sampling.penalized(scores, histories, rules.sampling.repetition_penalty)
+    penalty = rules.sampling.repetition_penalty
+    scores = sampling.penalized(scores, histories if penalty != 1.0 else (), [penalty] * len(scores))
     if not rules.processors:
         return scores
-    out = []
-    for row, history in zip(scores[:, None], histories, strict=True):
-        for process in rules.processors:
-            row = process(torch.tensor([history], device=scores.device), row)
-        out.append(row)
-    return torch.cat(out)
+    return torch.cat([_processed(s, h, rules) for s, h in zip(scores[:, None], histories, strict=True)])
 
 
-def _settled(search: _Search, rules: Rules) -> Done:
+def _settled(search: _Search) -> Done:
     best, request = search.found[0], search.request
     request.tokens, request.finish_reason = best.tokens, "stop" if best.ended else "length"
     request.writer.finish(best.tokens)
-    return Done(request.index, _answer(request, rules))
+    return Done(request.index, _answer(request))

@@ -33,12 +33,17 @@ def likeliest(scores: Tensor) -> list[int]:
     return [int(i) for i in scores.argmax(-1)]
 
 
-def penalized(scores: Tensor, history: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Make every token of a row's history less likely (Keskar et al. 2019). scores: (rows, vocabulary)."""
-    if penalty == 1.0:
+def penalized(scores: Tensor, history: Sequence[Sequence[int]], penalties: Sequence[float]) -> Tensor:
+    """Make every token of a row's history less likely (Keskar et al. 2019), by the row's penalty; 1 leaves it as it is.
+
+    scores: (rows, vocabulary).
+    """
+    if all(penalty == 1.0 for penalty in penalties):
         return scores
     scores = scores.clone()
-    for row, ids in enumerate(history):
+    for row, (ids, penalty) in enumerate(zip(history, penalties, strict=True)):
+        if penalty == 1.0:
+            continue
         seen = torch.tensor(sorted(set(ids)), device=scores.device)
         old = scores[row, seen]
         scores[row, seen] = torch.where(old < 0, old * penalty, old / penalty)
@@ -47,7 +52,7 @@ def penalized(scores: Tensor, history: Sequence[Sequence[int]], penalty: float) 
 
 def filtered(scores: Tensor, how: Sampling) -> Tensor:
     """Return logits over the temperature, minus infinity where top-k, top-p or min-p leave a token out."""
-    scores = scores / how.temperature
+    scores = scores / max(how.temperature, 1e-5)  # far below nothing changes any more, and numbers overflow
     if how.top_k:
         least = scores.topk(min(how.top_k, scores.shape[-1])).values[:, -1:]
         scores = scores.masked_fill(scores < least, NEVER)

@@ -9,6 +9,10 @@ from typing import Any
 from ..core.errors import MissingExtraError, UsageError
 
 
+class SchemaError(UsageError):
+    """A schema that cannot be enforced."""
+
+
 class JsonGrammar:
     """What one answer must still obey (``generation.Grammar``)."""
 
@@ -39,7 +43,7 @@ def json_grammar(schema: Any, tokenizer: Any, ends: frozenset[int], vocabulary: 
 
     Raises:
         MissingExtraError: llguidance is not installed.
-        UsageError: the schema cannot be enforced, or not with this tokenizer.
+        SchemaError: the schema cannot be enforced, or not with this tokenizer.
     """
     try:
         from llguidance import LLMatcher
@@ -49,7 +53,7 @@ def json_grammar(schema: Any, tokenizer: Any, ends: frozenset[int], vocabulary: 
         text = schema if isinstance(schema, str) else json.dumps(schema)
         json.loads(text)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"json_schema is not JSON: {error}", hint='for example {"type": "object"}') from error
+        raise SchemaError(f"json_schema is not JSON: {error}", hint='for example {"type": "object"}') from error
     pieces = _pieces(tokenizer, tuple(sorted(ends)), vocabulary)
     try:
         # no spaces between tokens of JSON: a model could go on with them for ever
@@ -60,7 +64,7 @@ def json_grammar(schema: Any, tokenizer: Any, ends: frozenset[int], vocabulary: 
     except (ValueError, RuntimeError) as error:
         problem = str(error)
     if problem:
-        raise UsageError(
+        raise SchemaError(
             f"json_schema cannot be enforced: {problem.splitlines()[0]}", hint="correct or simplify the schema"
         )
     return JsonGrammar(matcher, ends)
@@ -74,7 +78,7 @@ def _pieces(tokenizer: Any, ends: tuple[int, ...], vocabulary: int) -> Any:
     try:
         return from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=list(ends) or None)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
-        raise UsageError(
+        raise SchemaError(
             f"json_schema cannot be enforced with this tokenizer: {str(error).splitlines()[0]}",
             hint="it needs a fast tokenizer (tokenizer.json)",
         ) from error

@@ -7,7 +7,7 @@ What cannot be honoured is refused. The model's own generation settings are hand
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ..core.config import GenerateConfig
 from ..core.errors import UsageError
@@ -28,6 +28,8 @@ class Searching(Generator):
         searcher: the runtime.
     """
 
+    draws: ClassVar[bool] = False
+
     def __init__(self, model: Any, tokenizer: Any, limit: int, searcher: Searcher) -> None:
         super().__init__(model, tokenizer, limit)
         self._searcher = searcher
@@ -45,6 +47,7 @@ class Searching(Generator):
         stop: Sequence[str] = (),
         json_schema: Any = None,
         logprobs: bool = False,
+        top_logprobs: int = 0,
         streams: bool = False,
         first_token: int | None = None,
         start_token: int | None = None,
@@ -55,7 +58,8 @@ class Searching(Generator):
             UsageError: as there, and for what the runtime does not know: draws, a schema, pieces of an answer.
         """
         check_options(config, stop, json_schema, logprobs, streams)
-        given = {"temperature": config.temperature != 0.0, "json_schema": json_schema is not None, "stream": streams}
+        given = {"temperature": config.temperature != 0.0, "json_schema": json_schema is not None, "stream": streams,
+                 "top_logprobs": top_logprobs > 0}  # fmt: skip
         if wrong := next((name for name, is_given in given.items() if is_given), None):
             raise UsageError(
                 f"{wrong} cannot be had from this model, whose runtime chooses the tokens itself ({self.how})",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.config import home
+from ..core.environment import home
 from ..core.errors import MissingExtraError
 from ..core.events import Evaluated, Started, Step
 from .base import final, options, scalars, title

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..core import config
+from ..core import environment
 from ..core.atomic import full_disk
 from ..core.bundle import check_folder, check_remote_code, digest, inside, weight_files, write_json
 from ..core.errors import BundleError, LLMasOSError, RemoteError, UsageError
@@ -55,7 +55,7 @@ class Hub:
         from huggingface_hub.constants import HF_HUB_CACHE
 
         cache = Path(cache_dir or HF_HUB_CACHE).expanduser().absolute()
-        api = HfApi(endpoint=config.hub_endpoint(), library_name="llmasos")
+        api = HfApi(endpoint=environment.hub_endpoint(), library_name="llmasos")
         with _explained(ref, revision), full_disk(cache):
             commit = api.resolve_revision(ref, revision=revision, cache_dir=cache).resolved
             if not _COMMIT.fullmatch(commit):
@@ -239,7 +239,7 @@ def _bars_only_on_terminals() -> Iterator[None]:
 
 def _host() -> str:
     """Return the Hub's host and port: an address may carry a password, which no message shows."""
-    parts = urlsplit(config.hub_endpoint())
+    parts = urlsplit(environment.hub_endpoint())
     return parts.netloc.rpartition("@")[2] or "the Hub"
 
 

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import urljoin, urlsplit
 
-from ..core.config import registry_login
+from ..core.environment import registry_login
 from ..core.errors import BundleError, LLMasOSError, RemoteError, UsageError
 from .packing import LARGEST_MANIFEST, MANIFEST_TYPE, Blob, Pack
 

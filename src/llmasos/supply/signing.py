@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ..core.atomic import full_disk
 from ..core.bundle import RUN, check_folder, digest
-from ..core.config import key_password
+from ..core.environment import key_password
 from ..core.errors import BundleError, LLMasOSError, MissingExtraError, UsageError
 from . import bill
 from .bill import SIGNATURE

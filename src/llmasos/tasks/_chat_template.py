@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,6 +143,7 @@ def render(
 
 def _applied(messages: list[Message], tools: Any, tokenizer: Any, template: str | None, *, ask: bool = False) -> str:
     """Run the template; where it fails on calls, once more with their arguments as text, as some write them."""
+    template = _of_the_day(template, tokenizer)
     forms = [messages, _with_text(messages)] if any("tool_calls" in m for m in messages) else [messages]
     refusal: Exception | None = None
     for form in forms:
@@ -154,6 +157,27 @@ def _applied(messages: list[Message], tools: Any, tokenizer: Any, template: str 
             refusal = refusal or error
     assert refusal is not None
     raise refusal
+
+
+@contextmanager
+def dated(day: datetime) -> Iterator[None]:
+    """Have templates that write today's date write this one."""
+    before = _DAY.set(day)
+    try:
+        yield
+    finally:
+        _DAY.reset(before)
+
+
+_DAY: ContextVar[datetime | None] = ContextVar("day", default=None)
+
+
+def _of_the_day(template: str | None, tokenizer: Any) -> str | None:
+    """Return a template with a date that is not today's, where that is wanted: transformers lets nobody set it."""
+    day, text = _DAY.get(), template or tokenizer.chat_template
+    if day is None or not isinstance(text, str):
+        return template
+    return re.sub(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda found: repr(day.strftime(found[2])), text)
 
 
 def _with_text(messages: list[Message]) -> list[Message]:

@@ -99,6 +99,18 @@ def conversation(row: Row, answer: str | None = "completion") -> Conversation:
     return found
 
 
+def asked(messages: Any, tools: Any = None) -> Conversation:
+    """Read the conversation that a model is asked to go on with: its order is the template's to judge.
+
+    Raises:
+        Wrong: a message is none, or the last one is an answer already.
+    """
+    found, _, places = _messages(messages, "messages", empty=True)
+    if found[-1]["role"] == "assistant":
+        raise Wrong(f"{places[-1]}.role", "an answer at the end", "a message of the user or a tool at the end")
+    return Conversation(found, [False] * len(found), places, _tools(tools))
+
+
 def _is_whole(value: Any) -> bool:
     """Say whether an answer is a whole conversation, its prompt included."""
     first = value[0] if isinstance(value, list) and value and isinstance(value[0], Mapping) else {}
@@ -128,7 +140,7 @@ def _side(row: Row, field: str, role: str) -> tuple[list[Message], list[bool], l
     return _messages(value, field)
 
 
-def _messages(value: Any, field: str) -> tuple[list[Message], list[bool], list[str]]:
+def _messages(value: Any, field: str, *, empty: bool = False) -> tuple[list[Message], list[bool], list[str]]:
     if not isinstance(value, list) or not value:
         raise Wrong(field, shown(value) if value else "no message", "a list of messages")
     messages, learned, places = [], [], []
@@ -136,7 +148,7 @@ def _messages(value: Any, field: str) -> tuple[list[Message], list[bool], list[s
         place = f"{field}[{i}]"
         if not isinstance(item, Mapping):
             raise Wrong(place, shown(item), 'a message: {"role": "user", "content": "..."}')
-        message = _sharegpt(item, place) if "from" in item and "role" not in item else _openai(item, place)
+        message = _sharegpt(item, place) if "from" in item and "role" not in item else _openai(item, place, empty=empty)
         weight = message.pop("weight", 1)
         if weight not in (0, 1):
             raise Wrong(f"{place}.weight", shown(weight), "0 or 1")
@@ -158,7 +170,7 @@ def _sharegpt(item: Mapping[str, Any], place: str) -> Message:
     return _openai({**message, **weight}, place, content=f"{place}.value")
 
 
-def _openai(item: Mapping[str, Any], place: str, content: str = "") -> Message:
+def _openai(item: Mapping[str, Any], place: str, content: str = "", *, empty: bool = False) -> Message:
     role = item.get("role")
     if role not in ROLES:
         hint = did_you_mean(str(role), ROLES).strip()
@@ -170,12 +182,12 @@ def _openai(item: Mapping[str, Any], place: str, content: str = "") -> Message:
             raise Wrong(f"{place}.tool_calls", f"tool calls of the {role}", "tool calls of the assistant only")
     else:
         message.pop("tool_calls", None)
-    message["content"] = _content(message, content or f"{place}.content")
+    message["content"] = _content(message, content or f"{place}.content", empty=empty)
     return message
 
 
-def _content(message: Message, place: str) -> str:
-    """Return the text of a message; one that only calls tools may have none."""
+def _content(message: Message, place: str, *, empty: bool) -> str:
+    """Return the text of a message; one that only calls tools may have none, others where they may be ``empty``."""
     content = message.get("content")
     if isinstance(content, list):
         kinds = [part.get("type") if isinstance(part, Mapping) else type(part).__name__ for part in content]
@@ -186,7 +198,7 @@ def _content(message: Message, place: str) -> str:
         return ""
     if not isinstance(content, str):
         raise Wrong(place, shown(content), "a text")
-    if not content.strip() and "tool_calls" not in message and message["role"] != "tool":
+    if not content.strip() and not empty and "tool_calls" not in message and message["role"] != "tool":
         raise Wrong(place, "an empty text", "some text", drop=True)
     return content
 

@@ -115,6 +115,7 @@ class Generation:
         prompt_tokens: how many tokens the model read first.
         logprobs: of each token, the natural logarithm of its probability under the model itself; None unless
             asked for.
+        likeliest: at each place, the likeliest tokens with theirs; None unless asked for.
     """
 
     text: str
@@ -122,11 +123,11 @@ class Generation:
     finish_reason: str
     prompt_tokens: int
     logprobs: list[float] | None = None
+    likeliest: list[list[tuple[int, float]]] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the answer as JSON types."""
-        content = asdict(self)
-        return content if self.logprobs is not None else {k: v for k, v in content.items() if k != "logprobs"}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class Task(ABC):

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..cluster import HERE, SHARED, connected, machines, said
 from ..core import atomic, bundle
-from ..core.config import for_other_machines
+from ..core.environment import for_other_machines
 from ..core.errors import LLMasOSError, TrainingError, UsageError
 from ..core.events import Event, Note
 from ..core.storage import Storage, is_url

@@ -18,7 +18,8 @@ from typing import IO, Any
 
 from .. import runs
 from ..core import atomic, bundle
-from ..core.config import FinetuneConfig, home
+from ..core.config import FinetuneConfig
+from ..core.environment import home
 from ..core.errors import UsageError
 from ..core.events import Evaluated, Event, Step
 from ..core.storage import is_url

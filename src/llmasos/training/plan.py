@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core import hardware
-from ..core.config import FinetuneConfig, asked_threads
+from ..core.config import FinetuneConfig
+from ..core.environment import asked_threads
 from ..core.errors import UsageError
 from ..core.events import Event, Note, Phase
 from ..frameworks.supported import FRAMEWORKS

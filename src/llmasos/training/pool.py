@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ..cluster import connected, machines, said
-from ..core.config import for_other_machines
+from ..core.environment import for_other_machines
 from ..core.errors import LLMasOSError
 from ..core.events import Event
 from .cluster import share

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..core import bundle
-from ..core.config import home
+from ..core.environment import home
 from ..core.storage import Storage
 from .checkpoint import steps_in
 

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core import atomic, bundle
-from ..core.config import FinetuneConfig, TuneConfig, home, parse_duration
+from ..core.config import FinetuneConfig, TuneConfig, parse_duration
+from ..core.environment import home
 from ..core.errors import MissingExtraError, TrainingError, UsageError
 from ..core.events import Event, Note, Saved, Trial
 from ..core.storage import is_url

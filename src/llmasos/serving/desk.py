@@ -1,0 +1,213 @@
+"""The desk: what wire formats ask, whatever the format. Models by name, whose request it is, and until when.
+
+Models are opened when they are first asked for, as far as memory reaches; the one that was not used for longest is
+closed for another, unless it is pinned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from ..core import hardware
+from ..core.config import ServeConfig, parse_size
+from ..core.errors import UnavailableError, UsageError, did_you_mean
+from .grammar import Trying
+from .guard import Entry
+from .served import Asked, Parts, Served
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+T = TypeVar("T")
+PATIENCE = 60.0
+"""Seconds without a step after which a model with work counts as stalled."""
+
+
+class UnknownModelError(UsageError):
+    """There is no such model on this server."""
+
+
+class GoneError(Exception):
+    """The client has left; nobody reads an answer."""
+
+
+@dataclass
+class Shelf:
+    """A model that the server knows, open or not.
+
+    Args:
+        name: what clients call it.
+        opens: opens it.
+        pinned: whether it stays open.
+        bytes: what it took when it was opened; before that, what its files have.
+    """
+
+    name: str
+    opens: Callable[[], Parts]
+    bytes: int
+    pinned: bool = False
+    served: Served | None = None
+    used: float = 0.0
+    opened_seconds: float = 0.0
+    failed: str | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Desk:
+    """The server's models, and what is asked of them.
+
+    Args:
+        shelves: the models by name; the first is the default.
+        config: bounds.
+    """
+
+    def __init__(self, shelves: Mapping[str, Shelf], config: ServeConfig) -> None:
+        self.shelves, self.config = dict(shelves), config
+        self.started = time.time()
+        self.inflight = 0
+        self.draining = False
+        self._room = asyncio.Lock()
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="texts")
+        self._trying = Trying()
+        self.memory = parse_size("memory", config.memory) if config.memory else int(0.8 * hardware.memory_available())
+
+    # -- models -------------------------------------------------------------------------------------
+
+    def shelf(self, name: str | None = None) -> Shelf:
+        """Return what is known of a model, open or not; without a name of the default one.
+
+        Raises:
+            UnknownModelError: there is no such model.
+        """
+        name = name or next(iter(self.shelves))
+        if name not in self.shelves:
+            known = ", ".join(self.shelves)
+            raise UnknownModelError(f"there is no model {name!r}",
+                                    hint=f"{did_you_mean(name, self.shelves)}known: {known}")  # fmt: skip
+        return self.shelves[name]
+
+    async def model(self, name: str | None = None) -> Served:
+        """Return a model, opened if it is not yet; without a name the default one.
+
+        Raises:
+            UnknownModelError: there is no such model.
+            UnavailableError: it does not fit into memory beside those that are at work, or cannot be opened.
+        """
+        shelf = self.shelf(name)
+        shelf.used = time.monotonic()
+        async with shelf.lock:
+            if shelf.served is None or shelf.served.scheduler.state(1e9) == "closed":
+                await self._open(shelf)
+            assert shelf.served is not None
+            return shelf.served
+
+    async def _open(self, shelf: Shelf) -> None:
+        async with self._room:
+            self._make_room(shelf)
+            before, start = hardware.resident_memory(), time.monotonic()
+            try:
+                parts = await asyncio.get_running_loop().run_in_executor(self._pool, shelf.opens)
+            except Exception as error:
+                shelf.failed = str(error).splitlines()[0]
+                raise
+            shelf.served = Served(shelf.name, parts, self.config, self._pool, self._trying)
+            shelf.opened_seconds, shelf.failed = time.monotonic() - start, None
+            shelf.bytes = max(shelf.bytes, hardware.resident_memory() - before)
+
+    def _make_room(self, wanted: Shelf) -> None:
+        while (used := self.used_bytes) + wanted.bytes > self.memory:
+            idle = [one for one in self.shelves.values()
+                    if one.served and not one.pinned and one.served.scheduler.state(1e9) == "idle"]  # fmt: skip
+            if not idle:
+                raise UnavailableError(
+                    f"{wanted.name} needs {wanted.bytes / 1e6:,.0f} MB, and {max(0, self.memory - used) / 1e6:,.0f} MB "
+                    f"of {self.memory / 1e6:,.0f} MB are free",
+                    retry_after=5,
+                )
+            self._shut(min(idle, key=lambda one: one.used))
+
+    def _shut(self, shelf: Shelf) -> None:
+        assert shelf.served is not None
+        shelf.served.close()
+        shelf.served = None
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the models that are open, by their own accounts."""
+        return sum(shelf.bytes for shelf in self.shelves.values() if shelf.served is not None)
+
+    def stalled(self, patience: float) -> list[str]:
+        """Name models that have work and make no step."""
+        return [s.name for s in self.shelves.values() if s.served and s.served.scheduler.state(patience) == "stalled"]
+
+    @property
+    def state(self) -> str:
+        """Whether it can be asked: "ready", or "loading", "draining" or "stalled"."""
+        if self.draining:
+            return "draining"
+        if any(shelf.served is None for shelf in self.shelves.values() if shelf.pinned):
+            return "loading"
+        return "stalled" if self.stalled(PATIENCE) else "ready"
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    def asked(self, request: Request, *, truncate: bool = False) -> Asked:
+        """Return whose request this is, and how long it may take."""
+        entry: Entry = getattr(request.state, "entry", None) or Entry()
+        return Asked(entry.name, self.config.timeout, truncate, entry)
+
+    async def while_there(self, request: Request, work: Awaitable[T]) -> T:
+        """Wait for an answer as long as the client does; when it leaves, the work ends within a step.
+
+        Raises:
+            GoneError: it has left.
+        """
+        task = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise GoneError
+        finally:
+            for one in (task, leaving):
+                one.cancel()
+
+    async def drained(self) -> bool:
+        """Take no new requests, and wait for those that are under way; return whether all ended in time."""
+        self.draining = True
+        until = time.monotonic() + self.config.drain
+        while self.inflight and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        return not self.inflight
+
+    def close(self) -> None:
+        """Close all models."""
+        for shelf in self.shelves.values():
+            if shelf.served is not None:
+                self._shut(shelf)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._trying.close()
+
+
+async def _left(request: Request) -> None:
+    """Return when the client has left: after the body, that is the only message there can be."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def begun(stream: AsyncIterator[T]) -> AsyncIterator[T]:
+    """Return a stream whose first item is there: what is wrong shows before a status has been sent."""
+    first = await anext(stream)
+
+    async def whole() -> AsyncIterator[T]:
+        yield first
+        async for item in stream:
+            yield item
+
+    return whole()

@@ -1,0 +1,129 @@
+"""JSON schemas, tried in a process of their own before the server compiles them: what hangs or grows there is ended.
+
+A schema that was compiled in time once is not tried again. ``main`` is that process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from functools import cache
+from typing import Any, ClassVar
+
+from ..core.children import Child, Ended
+from ..core.errors import UsageError
+from ..core.messages import receive, send
+
+SECONDS = 5.0
+"""How long a schema may take to compile."""
+
+REMEMBERED = 1024
+"""Schemas that are known to be good."""
+
+MEMORY = 2 << 30
+"""Bytes of addresses that the process may use, where the system can hold it to that."""
+
+
+class Trying:
+    """The process that tries schemas, started with the first one.
+
+    Args:
+        seconds: how long one may take.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
+        self._child: Child | None = None
+        self._lock = threading.Lock()
+        self._good: OrderedDict[bytes, None] = OrderedDict()
+
+    def check(self, schema: Any) -> None:
+        """Try a schema; called from a thread that may wait.
+
+        Raises:
+            UsageError: it cannot be compiled, or not in time.
+        """
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        with self._lock:
+            if digest in self._good:
+                self._good.move_to_end(digest)
+                return
+            if problem := self._tried(text):
+                raise UsageError(f"json_schema cannot be enforced: {problem}", hint="correct or simplify the schema")
+            self._good[digest] = None
+            if len(self._good) > REMEMBERED:
+                self._good.popitem(last=False)
+
+    def _tried(self, text: str) -> str:
+        if self._child is None or not self._child.running:
+            self._child = Child(__name__, [], {})
+            self._child.ask({"schema": "{}"})  # the imports are not on the first schema's time
+        timer = threading.Timer(self._seconds, self._child.stop)
+        timer.start()
+        try:
+            return str(self._child.ask({"schema": text}).content["problem"])
+        except Ended:
+            self._child = None
+            return f"it takes more than {self._seconds:g} s, or too much memory, to compile"
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child is not None:
+            self._child.close()
+
+
+# -- the process --------------------------------------------------------------------------------------
+
+
+class _Bytes:
+    """A tokenizer of single bytes: what a schema costs depends little on the tokenizer."""
+
+    eos_token_id, bos_token_id = 256, None
+    tokens: ClassVar[list[bytes]] = [bytes([i]) for i in range(256)] + [b"<end>"]
+    special_token_ids: ClassVar[list[int]] = [256]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+@cache
+def _pieces() -> Any:
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    return LLTokenizer(TokenizerWrapper(_Bytes()))
+
+
+def problem_of(schema: str) -> str:
+    """Return why a schema cannot be compiled, in a line; empty where it can."""
+    from llguidance import LLMatcher
+
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+        matcher = LLMatcher(_pieces(), grammar, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # lexers are built when they are first asked
+        problem = str(matcher.get_error())
+    except (ValueError, RuntimeError) as error:
+        problem = str(error)
+    return next(iter(problem.strip().splitlines()), "")
+
+
+def main() -> None:
+    """Answer until nobody asks any more."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    while (message := receive(sys.stdin.buffer)) is not None:
+        send(sys.stdout.buffer, {"problem": problem_of(message.content["schema"])})
+
+
+if __name__ == "__main__":
+    main()

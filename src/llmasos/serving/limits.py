@@ -1,0 +1,111 @@
+"""What a request to write may ask for: bounds on everything that costs memory or time before a token is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.config import GenerateConfig, ServeConfig
+from ..core.errors import UsageError
+
+BEAMS = 8
+"""Texts that a request may have searched side by side."""
+
+STOPS, STOP_LENGTH = 16, 256
+"""Stop strings of a request, and characters of one."""
+
+SCHEMA = 64 << 10
+"""Bytes of a JSON schema."""
+
+SCHEMA_DEPTH = 32
+"""Levels of a JSON schema."""
+
+
+def check_count(count: int, config: ServeConfig) -> None:
+    """Refuse too many texts in one request.
+
+    Raises:
+        UsageError: there are more than may be.
+    """
+    if count > config.max_inputs:
+        raise UsageError(f"{count} inputs, and a request may have {config.max_inputs}", hint="ask in parts")
+
+
+def check_texts(value: Any) -> None:
+    """Refuse texts, wherever they are in lists and mappings, that are not made of characters.
+
+    Raises:
+        UsageError: one holds half of a surrogate pair, which JSON can say and nothing can read.
+    """
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            if _HALF.search(one):
+                raise UsageError("a text holds half of a surrogate pair, which is no character", hint="send UTF-8")
+        elif isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, list | tuple):
+            left += one
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def check_writing(
+    prompts: Sequence[Sequence[int]], config: GenerateConfig, more: Mapping[str, Any], bounds: ServeConfig
+) -> None:
+    """Refuse a request to write that is larger than the server allows.
+
+    Raises:
+        UsageError: what is too large, and how large it may be.
+    """
+    check_count(len(prompts), bounds)
+    stop = more.get("stop") or ()
+    longest = max(map(len, stop), default=0)
+    for name, given, most in (
+        ("max_new_tokens", config.max_new_tokens or 0, bounds.max_new_tokens),
+        ("num_beams", config.num_beams, BEAMS),
+        ("the number of stop strings", len(stop), STOPS),
+        ("the length of a stop string", longest, STOP_LENGTH),
+    ):
+        if given > most:
+            raise UsageError(f"{name} is {given}, and this server allows {most}", hint="ask for less")
+    if (schema := more.get("json_schema")) is not None:
+        check_schema(schema)
+
+
+def check_schema(schema: Any) -> None:
+    """Refuse a JSON schema that is too large, too deep, or that leads elsewhere.
+
+    Raises:
+        UsageError: it does.
+    """
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        if len(text) > SCHEMA:
+            raise UsageError(f"json_schema has {len(text)} bytes, and this server allows {SCHEMA}",
+                             hint="simplify it")  # fmt: skip
+        found = json.loads(text) if isinstance(schema, str) else schema
+        depth = _depth(found)
+    except RecursionError:
+        depth = SCHEMA_DEPTH + 1
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError("json_schema is not JSON", hint='for example {"type": "object"}') from error
+    if depth > SCHEMA_DEPTH:
+        raise UsageError(f"json_schema is deeper than the {SCHEMA_DEPTH} levels that this server allows",
+                         hint="name its parts in $defs")  # fmt: skip
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and mappings lie in each other; not more than one level more than may be."""
+    level, depth = [value], 0
+    while level and depth <= SCHEMA_DEPTH + 1:
+        level = [part for one in level if isinstance(one, dict | list)
+                 for part in (one.values() if isinstance(one, dict) else one)]  # fmt: skip
+        depth += 1
+    return depth - 1

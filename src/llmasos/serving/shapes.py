@@ -1,0 +1,50 @@
+"""What an answer is made to look like: JSON schemas out of requests, bounded, and put together into one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.errors import UsageError
+
+LONGEST = 1 << 16
+"""Characters of a schema as JSON."""
+DEEPEST = 32
+"""Objects and lists within one another in a schema."""
+
+
+def checked(schema: Any) -> dict[str, Any]:
+    """Return a schema that is small enough to be enforced.
+
+    Raises:
+        UsageError: it is no object, too long or too deep.
+    """
+    if not isinstance(schema, Mapping):
+        raise UsageError("a JSON schema is an object", hint='for example {"type": "object"}')
+    if _deeper(schema, DEEPEST):
+        raise UsageError(f"the JSON schema has more than {DEEPEST} levels", hint="simplify it, or use $defs")
+    if (length := len(json.dumps(schema))) > LONGEST:
+        raise UsageError(f"the JSON schema has {length} characters, and {LONGEST} are enforced", hint="simplify it")
+    return dict(schema)
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(_deeper(one, levels - 1) for one in inner))
+
+
+def one_of(schemas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the schema of what obeys any of some schemas, whose references stay their own."""
+    if len(schemas) == 1:
+        return dict(schemas[0])
+    parts = {f"part{number}": inside(schema, f"#/$defs/part{number}") for number, schema in enumerate(schemas)}
+    return {"$defs": parts, "anyOf": [{"$ref": f"#/$defs/{name}"} for name in parts]}
+
+
+def inside(schema: Any, place: str) -> Any:
+    """Return a schema as a part of another, at a place there: its references begin at its own root."""
+    if isinstance(schema, Mapping):
+        return {name: place + value[1:] if name == "$ref" and isinstance(value, str) and value.startswith("#")
+                else inside(value, place) for name, value in schema.items()}  # fmt: skip
+    return [inside(one, place) for one in schema] if isinstance(schema, list) else schema

@@ -1,0 +1,63 @@
+"""A real server in a thread of the tests: its address, and the desk behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+
+
+class Server(NamedTuple):
+    """A running server."""
+
+    url: str
+    desk: Any
+    http: httpx2.Client
+    app: Any
+
+
+@contextmanager
+def serving(
+    models: Mapping[str, Path], *, guard: Any = None, watch: Any = None, pinned: tuple[str, ...] = (), **options: Any
+) -> Iterator[Server]:
+    """Serve model folders until the block ends; ``watch`` makes of a desk what watches it."""
+    from llmasos import LLM
+    from llmasos.core.config import ServeConfig
+    from llmasos.serving.app import _Uvicorn, server_config
+    from llmasos.serving.guard import Guard
+    from llmasos.serving.start import _tls, desk_of
+
+    config = ServeConfig.of({"port": 0, "precision": "float32", "threads": 1, **options})
+    desk = desk_of({name: LLM.from_pretrained(path) for name, path in models.items()}, config, pinned)
+    told = watch(desk) if watch else None
+    server = _Uvicorn(server_config(desk, guard or Guard(), version="test", watch=told, **_tls(config)), desk)
+    listening, failed = threading.Event(), []
+
+    async def whole() -> None:
+        task = asyncio.create_task(server.serve())
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        listening.set()
+        await task
+
+    def work() -> None:
+        try:
+            asyncio.run(whole())
+        except BaseException as error:
+            failed.append(error)
+            listening.set()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert listening.wait(60)
+    assert not failed, failed
+    with httpx2.Client(base_url=server.url, timeout=60) as http:
+        yield Server(server.url, desk, http, server.config.app)
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()

@@ -1,0 +1,326 @@
+"""The server itself: answers as the model gives them, fair queues, clients that leave, memory, and a quiet end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from llmasos import LLM, SentenceSimilarityTask, TextClassificationTask
+from served import Server, serving
+from tiny import save_tiny, save_tiny_bert
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+TEXTS = ["a good day", "bad", "what is this", "no no no", "abc " * 10]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("serving")
+    base = save_tiny_bert(folder / "base")
+    rows = [{"text": "a good day", "label": "praise"}, {"text": "bad", "label": "complaint"}] * 8
+    LLM.from_pretrained(base).finetune(
+        TextClassificationTask(), rows, eval_data=rows, epochs=1, output=folder / "mood", progress=False
+    )
+    pairs = [{"anchor": "a good day", "positive": "a fine day"}, {"anchor": "bad", "positive": "worse"}] * 8
+    LLM.from_pretrained(base).finetune(
+        SentenceSimilarityTask(), pairs, eval_data=pairs, epochs=1, output=folder / "near", progress=False
+    )
+    writer = save_tiny(folder / "writer", "AutoModelForCausalLM", max_length=2048)
+    return {"mood": folder / "mood", "near": folder / "near", "base": base, "writer": writer}
+
+
+@pytest.fixture(scope="module")
+def server(folders: dict[str, Path]) -> Iterator[Server]:
+    with serving(folders, timeout=60) as running:
+        yield running
+
+
+def idle(server: Server) -> bool:
+    """Wait until nothing is under way."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        states = {shelf.served.scheduler.state(60) for shelf in server.desk.shelves.values() if shelf.served}
+        if states == {"idle"} and not server.desk.inflight:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+# -- answers ------------------------------------------------------------------------------------------
+
+
+def test_answers_are_those_of_predict(server: Server, folders: dict[str, Path]) -> None:
+    expected = [one.as_dict() for one in LLM.from_pretrained(folders["mood"]).predict(TEXTS, precision="float32")]
+    found = server.http.post("/v1/classify", json={"inputs": TEXTS, "model": "mood"}).json()
+    assert found["task"] == "text-classification"
+    for one, other in zip(found["results"], expected, strict=True):
+        assert one["label"] == other["label"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+    single = server.http.post("/v1/classify", json={"inputs": TEXTS[0]}).json()
+    assert single["result"]["label"] == expected[0]["label"]
+
+
+def test_rows_and_texts_are_inputs_alike(server: Server) -> None:
+    found = server.http.post("/v1/classify", json={"inputs": [TEXTS[0], {"text": TEXTS[0]}]}).json()["results"]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("model", ["near", "base"])
+def test_similarity_and_rerank_use_the_vectors_of_embed(server: Server, folders: dict[str, Path], model: str) -> None:
+    vectors = LLM.from_pretrained(folders[model]).embed(TEXTS, precision="float32")
+    pairs = [[TEXTS[0], TEXTS[1]], [TEXTS[2], TEXTS[3]]]
+    found = server.http.post("/v1/similarity", json={"pairs": pairs, "model": model}).json()
+    expected = [float(vectors[0] @ vectors[1]), float(vectors[2] @ vectors[3])]
+    assert found["scores"] == pytest.approx(expected, abs=1e-5)
+    ranked = server.http.post("/v1/rerank", json={"query": TEXTS[0], "documents": TEXTS[1:], "model": model, "top_n": 2,
+                                                  "return_documents": True}).json()["results"]  # fmt: skip
+    scores = [float(vectors[0] @ one) for one in vectors[1:]]
+    assert [one["index"] for one in ranked] == sorted(range(4), key=lambda i: -scores[i])[:2]
+    assert ranked[0]["document"] == TEXTS[1:][ranked[0]["index"]]
+
+
+def test_pairs_and_single_texts_of_one_model_may_come_together(server: Server) -> None:
+    results: list[Any] = []
+
+    def ask(path: str, body: Any) -> None:
+        results.append(httpx2.post(f"{server.url}{path}", json=body, timeout=60).status_code)
+
+    threads = []
+    for _ in range(8):
+        row = {"inputs": [{"anchor": "a", "positive": "b"}] * 5, "model": "near"}
+        threads.append(threading.Thread(target=ask, args=("/v1/predict", row)))
+        threads.append(threading.Thread(target=ask, args=("/v1/similarity", {"pairs": [["a", "b"]], "model": "near"})))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [200] * 16
+
+
+def test_many_clients_each_get_their_own_answer(server: Server, folders: dict[str, Path]) -> None:
+    texts = [f"{'abcdefgh'[i % 8]} {['day', 'no', 'what'][i % 3]} " * (1 + i % 5) for i in range(96)]
+    expected = [one.scores for one in LLM.from_pretrained(folders["mood"]).predict(texts, precision="float32")]
+    found: dict[int, Any] = {}
+
+    def ask(start: int) -> None:
+        with httpx2.Client(base_url=server.url, timeout=60) as http:
+            for i in range(start, len(texts), 16):
+                found[i] = http.post("/v1/classify", json={"inputs": texts[i]}).json()["result"]["scores"]
+
+    threads = [threading.Thread(target=ask, args=(start,)) for start in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, scores in enumerate(expected):
+        assert found[i] == pytest.approx(scores, abs=1e-5)
+
+
+# -- refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/v1/classify", {"inputs": "a", "temprature": 1}, 400, "unsupported_parameter"),
+        ("/v1/classify", {}, 400, "invalid_value"),
+        ("/v1/classify", {"inputs": "a", "model": "mod"}, 404, "model_not_found"),
+        ("/v1/classify", {"inputs": "a", "model": "writer"}, 400, "invalid_value"),
+        ("/v1/tag", {"inputs": "a"}, 400, "invalid_value"),
+        ("/v1/classify", {"inputs": [{"text": 3}]}, 400, "invalid_value"),
+        ("/v1/classify", {"inputs": ["a"] * 2000}, 400, "invalid_value"),
+        ("/v1/classify", {"inputs": "word " * 500}, 400, "context_length_exceeded"),
+        ("/v1/similarity", {"pairs": [["a", "b"]], "model": "mood"}, 400, "invalid_value"),
+        ("/v1/nothing", {}, 404, "not_found"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_by_name(
+    server: Server, path: str, body: Any, status: int, code: str
+) -> None:
+    response = server.http.post(path, json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert response.json()["error"]["message"]
+    assert response.headers["x-request-id"]
+
+
+def test_a_text_that_is_too_long_tells_the_numbers_or_is_cut(server: Server) -> None:
+    text = "a " * 100
+    message = server.http.post("/v1/classify", json={"inputs": ["b", text]}).json()["error"]["message"]
+    assert "input 2 has 102 tokens" in message
+    assert "64" in message
+    assert server.http.post("/v1/classify", json={"inputs": text, "truncate": True}).status_code == 200
+
+
+def test_a_body_that_is_no_json_or_too_large_is_refused(server: Server) -> None:
+    kind = {"content-type": "application/json"}
+    assert server.http.post("/v1/classify", content=b'{"inputs": ', headers=kind).status_code == 400
+    large = server.http.post("/v1/classify", content=b" " * (5 << 20), headers=kind)
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(5):
+            yield b" " * (1 << 20)
+
+    assert server.http.post("/v1/classify", content=pieces(), headers=kind).status_code == 413
+
+
+def test_a_request_keeps_its_number(server: Server) -> None:
+    given = server.http.post("/v1/classify", json={"inputs": "a"}, headers={"x-request-id": "mine-1"})
+    assert given.headers["x-request-id"] == "mine-1"
+    evil = server.http.post("/v1/classify", json={"inputs": "a"}, headers={"x-request-id": "x" * 100})
+    assert evil.headers["x-request-id"].startswith("req_")
+
+
+# -- queues, deadlines, clients that leave ------------------------------------------------------------
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(folders: dict[str, Path]) -> None:
+    with serving({"mood": folders["mood"]}, max_waiting=2, max_batch_tokens=1) as server:
+        answers: list[httpx2.Response] = []
+        body = {"inputs": ["a b c d e"] * 200}
+
+        def ask() -> None:
+            answers.append(httpx2.post(f"{server.url}/v1/classify", json=body, timeout=60))
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        statuses = sorted(one.status_code for one in answers)
+        assert statuses[0] == 200
+        assert statuses[-1] == 429
+        refused = next(one for one in answers if one.status_code == 429)
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert idle(server)
+
+
+def test_a_request_whose_time_is_over_is_given_up(folders: dict[str, Path]) -> None:
+    with serving({"mood": folders["mood"]}, timeout=0.3, max_batch_tokens=1) as server:
+        response = server.http.post("/v1/classify", json={"inputs": ["a b c d e f g h"] * 1000})
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+        assert idle(server)
+        counts = server.desk.shelves["mood"].served.scheduler.counts
+        assert counts.overdue == 1
+        assert counts.tokens_saved > 0
+
+
+def test_work_ends_when_its_client_leaves(folders: dict[str, Path]) -> None:
+    with serving({"mood": folders["mood"]}, max_batch_tokens=1) as server:
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{server.url}/v1/classify", json={"inputs": ["a b c d e f g h"] * 1000}, timeout=0.5)
+        assert idle(server)
+        counts = server.desk.shelves["mood"].served.scheduler.counts
+        assert counts.left == 1
+        assert counts.tokens_saved > 1000
+
+
+# -- memory, health, the end --------------------------------------------------------------------------
+
+
+def test_models_come_and_go_as_memory_allows(folders: dict[str, Path]) -> None:
+    two = {"mood": folders["mood"], "near": folders["near"]}
+    with serving(two, pinned=("mood",)) as server:
+        shelves = server.desk.shelves
+        assert shelves["near"].served is None
+        assert server.http.post("/v1/similarity", json={"pairs": [["a", "b"]], "model": "near"}).status_code == 200
+        assert shelves["near"].served is not None
+        server.desk.memory = max(shelf.bytes for shelf in shelves.values()) + 1
+        server.desk._shut(shelves["near"])
+        refused = server.http.post("/v1/similarity", json={"pairs": [["a", "b"]], "model": "near"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
+        assert "MB" in refused.json()["error"]["message"]
+        shelves["mood"].pinned = False
+        assert server.http.post("/v1/similarity", json={"pairs": [["a", "b"]], "model": "near"}).status_code == 200
+        assert shelves["mood"].served is None
+
+
+def test_readiness_needs_models_and_liveness_needs_steps(server: Server) -> None:
+    assert server.http.get("/health/live").json() == {"status": "live"}
+    assert server.http.get("/health/ready").json() == {"status": "ready"}
+
+
+def test_a_stalled_model_is_told_from_an_idle_and_a_busy_one(folders: dict[str, Path]) -> None:
+    with serving({"mood": folders["mood"]}) as server:
+        scheduler = server.desk.shelves["mood"].served.scheduler
+        assert scheduler.state(0.0) == "idle"
+        stop, compute = threading.Event(), scheduler._lane._engine.together
+        scheduler._lane._engine.together = lambda batches: (stop.wait(20), compute(batches))[1]
+        thread = threading.Thread(target=lambda: server.http.post("/v1/classify", json={"inputs": "a"}))
+        thread.start()
+        until = time.monotonic() + 10
+        while scheduler.state(0.2) != "stalled" and time.monotonic() < until:
+            time.sleep(0.02)
+        assert scheduler.state(0.2) == "stalled"
+        assert scheduler.state(1000.0) == "busy"
+        stop.set()
+        thread.join()
+
+
+def test_an_engine_that_fails_answers_with_an_error_and_goes_on(folders: dict[str, Path]) -> None:
+    with serving({"mood": folders["mood"]}) as server:
+        engine = server.desk.shelves["mood"].served.scheduler._lane._engine
+        good = engine.together
+
+        def bad(batches: Any) -> Any:
+            raise RuntimeError("the secret prompt")
+
+        engine.together = bad
+        response = server.http.post("/v1/classify", json={"inputs": "a"})
+        assert response.status_code == 500
+        assert "secret" not in response.text
+        engine.together = good
+        assert server.http.post("/v1/classify", json={"inputs": "a"}).status_code == 200
+
+
+def test_a_signal_lets_requests_end_and_refuses_new_ones(folders: dict[str, Path]) -> None:
+    options = ["--port", "0", "--max-batch-tokens", "1", "--threads", "1"]
+    argv = [sys.executable, "-m", "llmasos", "serve", f"mood={folders['mood']}", *options]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:")
+        answers: list[httpx2.Response] = []
+        body = {"inputs": ["a b c d e f g"] * 400}
+        thread = threading.Thread(
+            target=lambda: answers.append(httpx2.post(f"{url}/v1/classify", json=body, timeout=60))
+        )
+        thread.start()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        refused = httpx2.post(f"{url}/v1/classify", json={"inputs": "a"}, timeout=60)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert httpx2.get(f"{url}/health/ready", timeout=60).status_code == 503
+        thread.join()
+        assert answers[0].status_code == 200
+        assert len(answers[0].json()["results"]) == 400
+        assert process.wait(20) == 0
+
+
+def test_a_server_beyond_this_machine_needs_a_key(folders: dict[str, Path], capsys: Any) -> None:
+    from llmasos.cli import main
+
+    assert main(["serve", str(folders["mood"]), "--host", "0.0.0.0", "--port", "0"]) == 2
+    assert "keys" in capsys.readouterr().err
+
+
+def test_the_document_of_the_routes_has_an_example_for_each(server: Server) -> None:
+    document = server.http.get("/openapi.json").json()
+    for path in ("/v1/classify", "/v1/tag", "/v1/answer", "/v1/translate", "/v1/summarize"):
+        content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        assert content["example"]["inputs"]
+    assert "swagger" in server.http.get("/docs").text.lower()
+    assert json.dumps(document)

@@ -1,0 +1,54 @@
+"""Requests made from the server's own OpenAPI document, right ones and wrong ones: none is an error of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from served import Server, serving
+from tiny import save_tiny, save_tiny_bert
+
+schemathesis = pytest.importorskip("schemathesis", reason="needs the extra conformance")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+
+EXAMPLES = 60
+"""Requests for each operation, right ones and as many wrong ones."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder: Path = tmp_path_factory.mktemp("conformance")
+    models = {"base": save_tiny_bert(folder / "base"),
+              "writer": save_tiny(folder / "writer", "AutoModelForCausalLM", max_length=512)}  # fmt: skip
+    with serving(models, max_new_tokens=64, timeout=30.0) as running:
+        yield running
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["positive", "negative"])
+def test_no_request_is_an_error_of_the_server(server: Server, way: str) -> None:
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis import GenerationMode
+
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) >= 8
+    statuses: set[int] = set()
+    for operation in operations:
+
+        @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
+                  suppress_health_check=list(HealthCheck))  # fmt: skip
+        @given(case=operation.as_strategy(GenerationMode(way)))
+        def ask(case: schemathesis.Case) -> None:
+            answer = case.call(timeout=60)
+            statuses.add(answer.status_code)
+            assert answer.status_code < 500, (case.method, case.formatted_path, case.body, answer.text)
+
+        ask()
+    assert statuses & {400, 404, 413, 422, 200}
+    assert server.desk.inflight == 0

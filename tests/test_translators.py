@@ -1,0 +1,64 @@
+"""Translators as two graphs: what they write, step by step, is what transformers writes to the last token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from llmasos import TranslationTask
+from llmasos.core import plugins
+from llmasos.decoders._plain import start_of
+from llmasos.engines._writing import author_of as steps_of
+from llmasos.exporters.base import Source
+from llmasos.golden import author_of
+from writers import END, byte_tokenizer, tiny_writer
+
+pytest.importorskip("onnxscript", reason="needs llmasos[onnx]")
+pytestmark = pytest.mark.slow
+
+KINDS = ("marian", "bart", "mbart", "t5")
+TEXTS = ["Once upon a time", "Hi", "The quick brown fox jumps over it", "你好", "a", "Hi there"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def both(request, tmp_path_factory):
+    """Return a tiny random model, and the engine of what was written from it."""
+    exporter, model = plugins.load("exporters", "onnx"), tiny_writer(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    written = exporter.write(Source(model, TranslationTask(), byte_tokenizer()), folder, "float32")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert written.more == {"writes": True, "start": start_of(model)}
+    artifact = {"files": written.files, "precision": "float32", **written.more}
+    options = {"pad_id": model.config.pad_token_id, "output": "vocabulary", "threads": 1}
+    return model, plugins.load("engines", exporter.engine)(folder, artifact, **options)
+
+
+def prompts():
+    return [[*byte_tokenizer()(text)["input_ids"], END] for text in TEXTS]
+
+
+@pytest.mark.parametrize("start", [None, 65])
+def test_greedy_tokens_and_their_probabilities_are_those_of_transformers(both, start):
+    model, engine = both
+    with torch.no_grad():
+        found = author_of(model).written(prompts(), 12, [END], start=start)
+    answers = [one.tokens for one in found]
+    assert steps_of(engine).greedy(prompts(), 12, [END], start=start) == answers
+    assert [steps_of(engine).greedy([one], 12, [END], start=start)[0] for one in prompts()] == answers
+    for here, wanted in zip(steps_of(engine).forced(prompts(), answers, start=start), found, strict=True):
+        np.testing.assert_allclose(here, wanted.scores, atol=1e-4)
+
+
+def test_rows_are_chosen_with_all_that_they_have_read_and_written(both):
+    _, engine = both
+    rows, token = np.asarray([4, 0, 0, 2]), np.asarray([70, 71, 72, 73, 74, 75])
+    engine.start = None
+    engine.begin(prompts(), 8)
+    engine.step(token)
+    wanted = engine.step(token)
+    engine.begin(prompts(), 8)
+    engine.step(token)
+    engine.select(rows)
+    np.testing.assert_allclose(engine.step(token[rows]), wanted[rows], atol=1e-5)
