@@ -103,6 +103,7 @@ JSON_WORDS = {
     "push": ["tuned", "localhost:1/me/tuned:1"],
     "runs": ["list"],
     "chat": ["starter-chat"],
+    "keys": ["list"],
 }
 
 
@@ -112,12 +113,10 @@ JSON_WORDS = {
 def test_with_json_standard_output_is_one_document(run, verb):
     if verb == "pull":
         assert run("pack", "tuned", "--output", "pack.tar")[0] == 0
-    if verb == "serve":
-        pytest.skip("serves until it is stopped, as in test_serving.py")
     if verb == "push":
         pytest.skip("needs a registry, as in test_supply.py")
-    if verb == "mcp":
-        pytest.skip("goes on until it is stopped")
+    if verb in ("serve", "mcp", "top"):
+        pytest.skip("goes on until it is stopped, as in test_serving.py, or needs a server")
     code, out, _ = run(verb, *JSON_WORDS[verb], "--json", stdin="Hello\n" if verb == "chat" else None)
     assert code == 0
     assert isinstance(json.loads(out), dict)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -41,6 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     models = {"chat": "starter-chat", "tools": with_tools(folder / "tools"), "near": save_tiny_bert(folder / "near")}
     with serving(models) as running:
         yield running
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

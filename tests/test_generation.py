@@ -116,7 +116,7 @@ def test_batch_size_says_how_many_run_together(llm, monkeypatch):
     from llmasos.generation import generator as generation
 
     sizes, whole = [], generation.generate
-    monkeypatch.setattr(generation, "generate", lambda d, part, rules: sizes.append(len(part)) or whole(d, part, rules))
+    monkeypatch.setattr(generation, "generate", lambda d, part: sizes.append(len(part)) or whole(d, part))
     llm.generate(PROMPTS, batch_size=4, **GREEDY)
     assert sizes == [4, 2]
 

@@ -14,6 +14,8 @@ from llmasos.generation.loop import Done, Running
 from test_joining import asked, written
 from tiny import save_tiny
 
+pytestmark = pytest.mark.slow  # an export
+
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:

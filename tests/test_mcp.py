@@ -20,6 +20,8 @@ import mcp
 from served_models import Exact, sample, tuned
 from tiny import save_tiny_bert
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

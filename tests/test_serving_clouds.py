@@ -305,7 +305,7 @@ def started(*words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[
 
 @pytest.mark.parametrize(("cloud", "names", "asked", "probe"), [
     ("sagemaker", {"SAGEMAKER_BASE_DIR": ""}, "/invocations", "/ping"),
-    ("azureml", {"AZUREML_MODEL_DIR": "model"}, "/score", "/"),
+    pytest.param("azureml", {"AZUREML_MODEL_DIR": "model"}, "/score", "/", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_behind_a_cloud_its_routes_alone_are_open_and_its_model_is_served(
     cloud, names, asked, probe, folders, llms, tmp_path

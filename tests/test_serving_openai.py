@@ -295,6 +295,16 @@ def test_schemas_in_one_keep_their_references() -> None:
     assert one_of([own]) == own
 
 
+def test_objects_have_no_properties_but_their_own_unless_they_may() -> None:
+    one: Any = {"type": "object", "properties": {"properties": {"type": "string"}}}
+    assert checked(one) == {**one, "additionalProperties": False}
+    assert checked({"items": one})["items"]["additionalProperties"] is False
+    assert checked({"anyOf": [one], "$defs": {"a": one}}) == {"anyOf": [checked(one)], "$defs": {"a": checked(one)}}
+    for open_ in ({**one, "additionalProperties": True}, {"allOf": [one]}, {"type": "object"}, {"const": one},
+                  {**one, "anyOf": [{"required": ["a"]}]}):  # fmt: skip
+        assert checked(open_) == open_
+
+
 # -- tools --------------------------------------------------------------------------------------------
 
 

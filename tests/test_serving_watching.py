@@ -87,9 +87,13 @@ def add_writing(server: Server) -> None:
 
 
 def numbers(server: Server) -> Any:
-    answer = server.http.get("/metrics")
-    assert answer.status_code == 200
-    return read(answer.text)
+    """Read the numbers once the last step is counted, which it is after its answers were said."""
+    while True:
+        answer = server.http.get("/metrics")
+        assert answer.status_code == 200
+        found = read(answer.text)
+        if found.total("steps_total") == found.total("batch_rows_count"):
+            return found
 
 
 def embed(server: Server, count: int = 1) -> dict[str, Any]:

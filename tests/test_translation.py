@@ -78,7 +78,7 @@ def test_the_loss_and_its_gradients_are_those_of_transformers_labels(name):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for got, wanted in zip(*(torch.autograd.grad(x, trained) for x in (loss, expected)), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=3e-6)
     with torch.no_grad():
         assert own_loss(model, task, batch).item() / task.weight(batch) == pytest.approx(expected.item(), rel=1e-5)
         parts = sum(float(own_loss(model, task, part)) for part in split(batch, 2))

@@ -142,7 +142,7 @@ def forbidden_cases() -> list[dict[str, Any]]:
             generation_config=transformers.GenerationConfig(**settings), device="cpu",
             config=SimpleNamespace(is_encoder_decoder=False),
         )  # fmt: skip
-        scores = sampling.penalized(logits, [history], penalty)
+        scores = sampling.penalized(logits, [history], [penalty])
         for process in processors_of(model, ends, 20, None):
             scores = process(torch.tensor([history]), scores)
         kept = [score if score > sampling.NEVER else None for score in scores[0].tolist()]

@@ -169,35 +169,38 @@ def summary(before: Reading, now: Reading) -> dict[str, Any]:
     }
 
 
-_COLUMNS = (
+_LINES = (
     ("state", "state", str), ("running", "running", str), ("waiting", "waiting", str),
-    ("cache_tokens", "cache tokens", lambda n: f"{n:,}"), ("tokens_read_per_second", "read/s", lambda n: f"{n:,.0f}"),
-    ("tokens_written_per_second", "written/s", lambda n: f"{n:,.0f}"), ("batch_rows", "rows", lambda n: f"{n:.1f}"),
-    ("queue_seconds", "queue", lambda n: _time(n)), ("first_token_seconds", "first", lambda n: _time(n)),
-    ("token_seconds", "token", lambda n: _time(n)), ("busy", "busy", lambda n: f"{n:.0%}"),
-    ("cancelled", "cancelled", str), ("bytes", "memory", lambda n: size(n)),
+    ("cache_tokens", "tokens of the running", lambda n: f"{n:,}"),
+    ("tokens_read_per_second", "tokens read/s", lambda n: f"{n:,.0f}"),
+    ("tokens_written_per_second", "tokens written/s", lambda n: f"{n:,.0f}"),
+    ("batch_rows", "rows of a step", lambda n: f"{n:.1f}"), ("queue_seconds", "in the queue", lambda n: _time(n)),
+    ("first_token_seconds", "to the first token", lambda n: _time(n)),
+    ("token_seconds", "each token", lambda n: _time(n)), ("busy", "busy", lambda n: f"{n:.0%}"),
+    ("cancelled", "given up by clients", str), ("tokens_saved", "tokens saved", lambda n: f"{n:,}"),
+    ("bytes", "memory", lambda n: size(n)),
 )  # fmt: skip
-"""Columns of the view: what of the summary, its heading, and how it is worded."""
+"""Lines of the view, a column for each model: what of the summary, its name, and how it is worded."""
 
 
 def view(url: str, told: Mapping[str, Any]) -> RenderableType:
-    """Return a summary as a table."""
+    """Return a summary as a table: a line for the server, and a column for each model."""
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
-    limit = size(told["memory_limit_bytes"])
-    title = (
-        f"{url}{' (stopping)' if told['draining'] else ''}   {told['requests_per_second']:,.1f} requests/s   "
-        f"{told['requests_in_flight']} in flight   {told['refused']} refused, {told['failed']} failed of "
-        f"{told['requests']:,}   memory {size(told['memory_bytes'])} of {limit}"
+    head = (
+        f"{url}{'   stopping' if told['draining'] else ''}\n{told['requests_per_second']:,.1f} requests/s   "
+        f"{told['requests_in_flight']} in flight   {told['refused']:,} refused, {told['failed']:,} failed of "
+        f"{told['requests']:,}\nmemory {size(told['memory_bytes'])} of {size(told['memory_limit_bytes'])}\n"
     )
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("model")
-    for _, head, _ in _COLUMNS:
-        table.add_column(head, justify="left" if head == "state" else "right")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
     for one in told["models"]:
-        table.add_row(one["model"], *("-" if one[name] is None else word(one[name]) for name, _, word in _COLUMNS),
-                      style="red" if one["state"] == "stalled" else None)  # fmt: skip
-    return table
+        table.add_column(one["model"], justify="right", style="red" if one["state"] == "stalled" else "")
+    for name, title, word in _LINES:
+        table.add_row(title, *("-" if one[name] is None else word(one[name]) for one in told["models"]))
+    return Group(Text(head, style="bold"), table)
 
 
 def _time(seconds: float) -> str:

@@ -69,14 +69,14 @@ class Message(BaseModel):
     thinking: str | None = None
 
 
-class Chat(_Asking):
+class OllamaChat(_Asking):
     """A conversation to be answered."""
 
     messages: list[Message] = Field(default_factory=list, examples=[[{"role": "user", "content": "Hello!"}]])
     tools: list[Any] | None = None
 
 
-class Generate(_Asking):
+class OllamaGenerate(_Asking):
     """A prompt to be answered, or with ``raw`` to be written on from."""
 
     prompt: str | None = ""
@@ -156,7 +156,7 @@ class Ollama(Protocol):
         router = APIRouter(prefix="/api", tags=["Ollama"])
 
         @router.post("/chat", summary="Answer a conversation", operation_id="ollama_chat")
-        async def chat(asking: Chat, request: Request) -> Any:
+        async def chat(asking: OllamaChat, request: Request) -> Any:
             clock = Clock()
             served = await _opened(desk, asking.model, clock)
             _refuse(asking, {"tools": asking.tools})
@@ -168,7 +168,7 @@ class Ollama(Protocol):
             return await _answer(desk, request, served, asking, clock, messages, said)
 
         @router.post("/generate", summary="Answer a prompt", operation_id="ollama_generate")
-        async def generate(asking: Generate, request: Request) -> Any:
+        async def generate(asking: OllamaGenerate, request: Request) -> Any:
             clock = Clock()
             served = await _opened(desk, asking.model, clock)
             _refuse(asking, {name: getattr(asking, name) for name in ("suffix", "template", "context", "images")})

@@ -15,7 +15,6 @@ from functools import cache
 from typing import Any, ClassVar
 
 from ..core.children import Child, Ended
-from ..core.errors import UsageError
 from ..core.messages import receive, send
 
 SECONDS = 5.0
@@ -54,7 +53,9 @@ class Trying:
                 self._good.move_to_end(digest)
                 return
             if problem := self._tried(text):
-                raise UsageError(f"json_schema cannot be enforced: {problem}", hint="correct or simplify the schema")
+                from ..generation.schema import SchemaError
+
+                raise SchemaError(f"json_schema cannot be enforced: {problem}", hint="correct or simplify the schema")
             self._good[digest] = None
             if len(self._good) > REMEMBERED:
                 self._good.popitem(last=False)

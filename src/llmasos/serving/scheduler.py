@@ -282,13 +282,13 @@ class Scheduler:
         now = time.monotonic()
         spent, done = now - start, counts.tokens_read - read + counts.tokens_written - written
         counts.busy_seconds += spent
-        counts.together.add(counts.rows - rows)
-        if written := counts.tokens_written - written:
-            counts.each.add(spent * (counts.rows - rows) / written, written)
         for work in (*ended, *self._lane.running):
             if not work.first:
                 work.first = True
                 counts.first.add(now - work.arrived)
+        if written := counts.tokens_written - written:
+            counts.each.add(spent * (counts.rows - rows) / written, written)
+        counts.together.add(counts.rows - rows)
         self._rate = 0.9 * self._rate + 0.1 * done / max(spent, 1e-6) if self._rate else done / max(spent, 1e-6)
         for work in ended:
             work.end()

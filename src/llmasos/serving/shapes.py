@@ -15,7 +15,7 @@ DEEPEST = 32
 
 
 def checked(schema: Any) -> dict[str, Any]:
-    """Return a schema that is small enough to be enforced.
+    """Return a schema that is small enough to be enforced, its objects closed.
 
     Raises:
         UsageError: it is no object, too long or too deep.
@@ -24,9 +24,29 @@ def checked(schema: Any) -> dict[str, Any]:
         raise UsageError("a JSON schema is an object", hint='for example {"type": "object"}')
     if _deeper(schema, DEEPEST):
         raise UsageError(f"the JSON schema has more than {DEEPEST} levels", hint="simplify it, or use $defs")
-    if (length := len(json.dumps(schema))) > LONGEST:
-        raise UsageError(f"the JSON schema has {length} characters, and {LONGEST} are enforced", hint="simplify it")
-    return dict(schema)
+    if len(text := json.dumps(schema)) > LONGEST:
+        raise UsageError(f"the JSON schema has {len(text)} characters, and {LONGEST} are enforced", hint="simplify it")
+    return dict(schema) if "allOf" in text else _closed(schema)
+
+
+def _closed(schema: Any) -> Any:
+    """Let an object have no properties but those that are named, where nothing is said: a model might never end.
+
+    What obeys that obeys the schema. Parts of ``allOf`` describe one object together, so none of them is its whole.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    out = dict(schema)
+    for name in {"properties", "patternProperties", "$defs", "definitions"} & out.keys():
+        if isinstance(out[name], Mapping):
+            out[name] = {key: _closed(one) for key, one in out[name].items()}
+    for name in {"items", "additionalProperties"} & out.keys():
+        out[name] = _closed(out[name])
+    for name in {"anyOf", "oneOf", "prefixItems"} & out.keys():
+        if isinstance(out[name], list):
+            out[name] = [_closed(one) for one in out[name]]
+    together = {"additionalProperties", "patternProperties", "anyOf", "oneOf", "$ref", "if"} & out.keys()
+    return out if "properties" not in out or together else {**out, "additionalProperties": False}
 
 
 def _deeper(value: Any, levels: int) -> bool:
