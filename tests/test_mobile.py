@@ -204,7 +204,7 @@ TEXTS = ["A GOOD dáy", "[MASK] bad, wet; 好", "wet " * 60]
 def test_kotlin_answers_as_the_model_does(app: Path, model: LLM, checked: Any, tmp_path: Path) -> None:
     found = checked(shutil.copytree(app, tmp_path / "app"), recorded(app, TEXTS), TEXTS)
     assert found["apart"] <= 1e-3
-    wanted = [model.predict(text, allow_truncated=1.0).scores for text in TEXTS]
+    wanted = [model.predict(text, allow_truncated=1.0, progress=lambda event: None).scores for text in TEXTS]
     for one, two in zip(found["answers"], wanted, strict=True):
         assert one == pytest.approx(two, abs=1e-4)
 
