@@ -17,7 +17,8 @@ import pytest
 from llmasos import LLM, ChatTask
 from llmasos.serving.calls import Reader, schemas
 from llmasos.serving.choosing import sampling
-from llmasos.serving.shapes import DEEPEST, LONGEST, checked, one_of
+from llmasos.serving.limits import SCHEMA, SCHEMA_DEPTH
+from llmasos.serving.shapes import checked, one_of
 from servers import serving, with_tools
 from tiny import save_tiny_bert
 
@@ -276,8 +277,8 @@ def test_an_answer_that_is_cut_is_not_parsed(client: Any) -> None:
 
 @pytest.mark.parametrize(
     ("schema", "words"),
-    [({"type": "strange"}, "cannot be enforced"), ({"a": "x" * LONGEST}, "characters"),
-     (json.loads('{"items":' * (DEEPEST + 1) + "{}" + "}" * (DEEPEST + 1)), "levels")],
+    [({"type": "strange"}, "cannot be enforced"), ({"a": "x" * SCHEMA}, "characters"),
+     (json.loads('{"items":' * (SCHEMA_DEPTH + 1) + "{}" + "}" * (SCHEMA_DEPTH + 1)), "levels")],
 )  # fmt: skip
 def test_a_schema_that_cannot_be_enforced_is_named(client: Any, schema: Any, words: str) -> None:
     with pytest.raises(openai.BadRequestError, match=words) as error:

@@ -17,7 +17,7 @@ STOPS, STOP_LENGTH = 16, 256
 """Stop strings of a request, and characters of one."""
 
 SCHEMA = 64 << 10
-"""Bytes of a JSON schema."""
+"""Characters of a JSON schema."""
 
 SCHEMA_DEPTH = 32
 """Levels of a JSON schema."""
@@ -86,7 +86,7 @@ def check_schema(schema: Any) -> None:
     try:
         text = schema if isinstance(schema, str) else json.dumps(schema)
         if len(text) > SCHEMA:
-            raise UsageError(f"json_schema has {len(text)} bytes, and this server allows {SCHEMA}",
+            raise UsageError(f"json_schema has {len(text)} characters, and this server allows {SCHEMA}",
                              hint="simplify it")  # fmt: skip
         found = json.loads(text) if isinstance(schema, str) else schema
         depth = _depth(found)

@@ -7,11 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.errors import UsageError
-
-LONGEST = 1 << 16
-"""Characters of a schema as JSON."""
-DEEPEST = 32
-"""Objects and lists within one another in a schema."""
+from .limits import check_schema
 
 
 def checked(schema: Any) -> dict[str, Any]:
@@ -22,11 +18,8 @@ def checked(schema: Any) -> dict[str, Any]:
     """
     if not isinstance(schema, Mapping):
         raise UsageError("a JSON schema is an object", hint='for example {"type": "object"}')
-    if _deeper(schema, DEEPEST):
-        raise UsageError(f"the JSON schema has more than {DEEPEST} levels", hint="simplify it, or use $defs")
-    if len(text := json.dumps(schema)) > LONGEST:
-        raise UsageError(f"the JSON schema has {len(text)} characters, and {LONGEST} are enforced", hint="simplify it")
-    return dict(schema) if "allOf" in text else _closed(schema)
+    check_schema(schema)
+    return dict(schema) if "allOf" in json.dumps(schema) else _closed(schema)
 
 
 def _closed(schema: Any) -> Any:
@@ -47,11 +40,6 @@ def _closed(schema: Any) -> Any:
             out[name] = [_closed(one) for one in out[name]]
     together = {"additionalProperties", "patternProperties", "anyOf", "oneOf", "$ref", "if"} & out.keys()
     return out if "properties" not in out or together else {**out, "additionalProperties": False}
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
-    return inner is not None and (levels == 0 or any(_deeper(one, levels - 1) for one in inner))
 
 
 def one_of(schemas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
