@@ -151,7 +151,8 @@ def test_a_process_that_was_killed_goes_on_in_another(model, data, whole, tmp_pa
     events = tune(model, data, tmp_path / "out")
     assert result(tmp_path / "out") == result(whole)
     first = next(event.step for event in events if isinstance(event, Step))
-    assert first == (9 if number == "SIGKILL" else 10)  # SIGTERM leaves a checkpoint of the step that was done
+    # SIGTERM leaves a checkpoint of the step that was done; SIGKILL may come before step 8's was written
+    assert first in ((7, 9) if number == "SIGKILL" else (10,))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(model, data, whole, tmp_path):
