@@ -24,11 +24,11 @@ SIZES = (1, 8, 32)
 LENGTHS, PROMPTS, BEAMS, NEW = (16, 128, 512), (64, 512), (1, 4), 64
 ROUNDS, PAIRS = 3, 2000
 ENGINES = {
-    "encoder": ("torch_float32", "torch_bfloat16", "onnx_float32", "onnx_int8", "openvino_float32", "openvino_bfloat16",
-                "openvino_int8"),
-    "decoder": ("transformers_float32", "transformers_bfloat16", "torch_float32", "torch_bfloat16", "onnx_float32",
-                "openvino_float32", "openvino_bfloat16", "openvino_int8", "gguf_f16", "gguf_q8_0"),
-    "translator": ("torch_float32", "torch_bfloat16", "onnx_float32", "ctranslate2_float32", "ctranslate2_int8"),
+    "encoder": ("torch:float32", "torch:bfloat16", "onnx:float32", "onnx:int8", "openvino:float32", "openvino:bfloat16",
+                "openvino:int8"),
+    "decoder": ("transformers:float32", "transformers:bfloat16", "torch:float32", "torch:bfloat16", "onnx:float32",
+                "openvino:float32", "openvino:bfloat16", "openvino:int8", "gguf:f16", "gguf:q8_0"),
+    "translator": ("torch:float32", "torch:bfloat16", "onnx:float32", "ctranslate2:float32", "ctranslate2:int8"),
 }  # fmt: skip
 SETTINGS = {"encoder": LENGTHS, "decoder": PROMPTS, "translator": BEAMS}
 WORDS = {"encoder": "rows of {} tokens", "decoder": "prompts of {} tokens", "translator": "{} beams"}
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _exports(name: str) -> bool:
-    return name.partition(":")[2].partition("_")[0] not in ("torch", "transformers")
+    return name.split(":")[1] not in ("torch", "transformers")
 
 
 def prepare(work: Path, options: Any, kinds: set[str]) -> None:
@@ -135,7 +135,7 @@ def export(kind: str, engine: str, work: Path) -> dict[str, Any]:
 
 def measure(kind: str, engine: str, work: Path) -> dict[str, Any]:
     """Time an engine at every setting and size: ``SETTING/SIZE``, rows or tokens a second."""
-    format_, _, precision = engine.partition("_")
+    format_, _, precision = engine.partition(":")
     folder = work / kind / ("model" if format_ in ("torch", "transformers") else engine)
     precision = precision if format_ == "torch" else "auto"
     out = {}
@@ -206,7 +206,7 @@ def by_transformers(folder: Path, engine: str) -> Callable[[list[list[int]]], in
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, engine.partition("_")[2])).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, engine.partition(":")[2])).eval()
     end = model.generation_config.eos_token_id
 
     def write(prompts: list[list[int]]) -> int:
