@@ -124,10 +124,10 @@ _PRODUCTS = ("MatMul", "Gemm")
 def _fusible(program: Any) -> Any:
     """Lay a calibrated graph out so that ONNX Runtime computes it in 8 bits.
 
-    It makes an integer product of a matrix product only where what it multiplies is quantized for it alone: the queries,
-    keys and values of a layer, which share their input, would be computed in floats, all weights turned back at each
-    call. And rows are picked from a table before they are turned back, not the whole table after that. Together they
-    were nine tenths of the time of a short text.
+    It makes an integer product of a matrix product only where what it multiplies is quantized for it alone: the
+    queries, keys and values of a layer, which share their input, would be computed in floats, all weights turned back
+    at each call. And rows are picked from a table before they are turned back, not the whole table after that. The two
+    were most of the time of a short text.
     """
     for node in list(program.graph):
         if node.op_type == "DequantizeLinear":
