@@ -28,7 +28,7 @@ from .records import Column, Goal, Result, Run, goal, middle, ratio
 STREAMS = (1, 8, 32)
 CANDIDATES = ("predict", "fastapi_pipeline", "llmasos",
               *(f"{how}_{count}" for count in STREAMS for how in ("generate", "serve", "transformers")))  # fmt: skip
-CLIENTS, ROWS, NEW = 64, 2000, 64
+CLIENTS, ROWS, NEW = 64, 800, 64
 PIPELINE = """
 import sys, uvicorn
 from fastapi import FastAPI

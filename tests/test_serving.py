@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from llmasos import LLM, SentenceSimilarityTask, TextClassificationTask
+from llmasos import LLM, LanguageModelingTask, SentenceSimilarityTask, TextClassificationTask
 from served import Server, serving
 from tiny import save_tiny, save_tiny_bert
 
@@ -45,6 +45,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def server(folders: dict[str, Path]) -> Iterator[Server]:
     with serving(folders, timeout=60) as running:
         yield running
+
+
+def test_a_model_that_learned_to_go_on_writes(folders: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"text": text} for text in TEXTS] * 4
+    LLM.from_pretrained(folders["writer"]).finetune(
+        LanguageModelingTask(), rows, eval_data=rows, epochs=1, output=tmp_path / "m", progress=False
+    )
+    expected = LLM.from_pretrained(tmp_path / "m").generate("a good day", max_new_tokens=8, precision="float32")
+    with serving({"m": tmp_path / "m"}) as running:
+        asking = {"model": "m", "prompt": "a good day", "max_tokens": 8, "temperature": 0}
+        found = running.http.post("/v1/completions", json=asking).json()
+    assert found["choices"][0]["text"] == expected.text
 
 
 def idle(server: Server) -> bool:

@@ -213,7 +213,8 @@ class Opened:
         from .serving.served import Parts
 
         about = {"task": self.task.tag if self.task else None, "ref": self.ref, "metrics": dict(self._metrics)}
-        if not (self.task.generates if self.task else writes(self.located.path)):
+        answers = self.task if self.task and self.task.generates else None  # one that goes on with texts answers none
+        if answers is None and not writes(self.located.path):
             from .tasks.sentence_similarity import TextEmbedding
 
             config = PredictConfig(**options)
@@ -221,9 +222,9 @@ class Opened:
             model = self if self.task is not None else self._as_encoder(normalize=True)
             return Parts(self.tokenizer, self._max_length(config), self.task, model._engine(config), embeds=embeds,
                          about=about)  # fmt: skip
-        settled = self._write_config({}) if self.task else None
+        settled = self._write_config({}) if answers else None
         generator = self._generator(GenerateConfig(**options))
-        return Parts(self.tokenizer, generator.limit, self.task, generator=generator, settled=settled, about=about)
+        return Parts(self.tokenizer, generator.limit, answers, generator=generator, settled=settled, about=about)
 
     def _max_length(self, config: PredictConfig | ExportConfig) -> int:
         from .loading import longest_input

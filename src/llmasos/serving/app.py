@@ -52,7 +52,7 @@ def application(desk: Desk, guard: Guard, *, version: str, watch: Watch | None =
     protocols: list[Protocol] = [plugins.load("protocols", name) for name in plugins.names("protocols")]
     app = FastAPI(title="LLMasOS", version=version, lifespan=_lifespan(desk), docs_url="/docs", redoc_url=None)
     app.state.desk = desk
-    for protocol in protocols:
+    for protocol in sorted(protocols, key=_often, reverse=True):  # a path is compared with one route after the other
         app.include_router(protocol.routes(desk))
     _health(app, desk)
     _metrics(app, watch.metrics)
@@ -64,6 +64,10 @@ def application(desk: Desk, guard: Guard, *, version: str, watch: Watch | None =
     open_ = frozenset(probes if only is None else probes & only) | {"/health/live", "/health/ready"}
     app.add_middleware(Gate, desk=desk, guard=guard, probes=open_, only=only, say=say, watch=watch)
     return app
+
+
+def _often(protocol: Protocol) -> bool:
+    return any(prefix.startswith("/v1") for prefix in protocol.prefixes)
 
 
 def _lifespan(desk: Desk) -> Callable[[FastAPI], Any]:
