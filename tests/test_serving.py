@@ -312,6 +312,26 @@ def test_a_signal_lets_requests_end_and_refuses_new_ones(folders: dict[str, Path
         assert process.wait(20) == 0
 
 
+def test_what_does_not_end_in_the_time_to_drain_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "writer", "AutoModelForCausalLM", max_length=4096)
+    argv = [sys.executable, "-m", "llmasos", "serve", str(folder), "--port", "0", "--threads", "1", "--drain", "0.2"]
+    asking = {"prompt": ["a good day"] * 4, "n": 8, "max_tokens": 4000, "stream": True}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        with httpx2.stream("POST", f"{url}/v1/completions", json=asking, timeout=60) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data: ")
+            process.send_signal(signal.SIGTERM)
+            start = time.monotonic()
+            said = list(lines)
+        assert "[DONE]" not in "".join(said)
+        assert "event: error" in said
+        assert "unavailable" in "".join(said[-3:])
+        assert process.wait(60) == 0
+        assert time.monotonic() - start < 25  # two seconds on a quiet machine; writing it all takes a minute
+
+
 def test_a_server_beyond_this_machine_needs_a_key(folders: dict[str, Path], capsys: Any) -> None:
     from llmasos.cli import main
 

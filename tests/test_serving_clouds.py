@@ -143,7 +143,7 @@ def test_options_of_writing_are_parameters(client, llms):
     ({"inputs": [texts("{", name="rows")]}, "not JSON"),
     ({"inputs": [texts('{"txt": "a"}', name="rows")]}, "'txt'"),
     ({"inputs": [texts("3", name="rows")]}, "input 1 is int 3"),
-    ({"inputs": [texts("\ud800")]}, "input 1"),
+    ({"inputs": [texts("\ud800")]}, "surrogate"),
     ({"inputs": [texts("a")], "outputs": [{"name": "labels"}]}, "did you mean 'label'"),
     ({"inputs": [texts("a")], "outputs": [{"name": "label", "parameters": {"binary_data": True}}]}, "binary_data"),
     ({"inputs": [{**texts("a"), "parameters": {"binary_data_size": 4}}]}, "binary_data_size"),

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -101,12 +102,26 @@ def _metrics(app: FastAPI, metrics: Metrics) -> None:
 # -- errors -------------------------------------------------------------------------------------------
 
 
+LAST = 2
+"""Seconds that connections have to close when all requests have ended, or their time has."""
+
+MESSAGE = 2000
+"""Characters of what is told of an error: a value that is wrong may be as long as a request."""
+
+
 def failure_of(error: BaseException) -> Failure:
     """Return how HTTP tells an error. What is not ours is told by its kind alone, for its text may hold a prompt."""
+    found = _failure_of(error)
+    if len(found.message) <= MESSAGE:
+        return found
+    return replace(found, message=f"{found.message[: MESSAGE - 4]} ...")
+
+
+def _failure_of(error: BaseException) -> Failure:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         if isinstance(own := first.get("ctx", {}).get("error"), LLMasOSError):
-            return failure_of(own)
+            return _failure_of(own)
         where = _place([part for part in first["loc"] if part not in ("body", "query")])
         if first["type"] == "json_invalid":
             return Failure(400, "invalid_json", f"the request is not JSON: {first.get('ctx', {}).get('error', '')}")
@@ -346,7 +361,8 @@ class _Uvicorn(uvicorn.Server):
 
     def _drain(self) -> None:
         async def end() -> None:
-            await self._desk.drained()
+            if not await self._desk.drained():  # what is left is told so
+                await asyncio.get_running_loop().run_in_executor(None, self._desk.close)
             self.should_exit = True
 
         self._draining = asyncio.ensure_future(end())
@@ -360,7 +376,7 @@ def server_config(
     return uvicorn.Config(
         application(desk, guard, version=version, watch=watch), host=desk.config.host, port=desk.config.port,
         http=connection, log_config=None, access_log=False, server_header=False, timeout_keep_alive=65,
-        h11_max_incomplete_event_size=64 << 10, **options,
+        timeout_graceful_shutdown=LAST, h11_max_incomplete_event_size=64 << 10, **options,
     )  # fmt: skip
 
 

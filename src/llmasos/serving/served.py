@@ -208,7 +208,7 @@ class Served:
         assert self.parts.generator is not None
         check_writing(prompts, config, more, self._config)
         if (schema := more.get("json_schema")) is not None:
-            await self._in_pool(self._trying.check, schema)
+            await self._trying.check(schema)
         make = partial(self.parts.generator.requests, prompts, config, **more)
         options = {name: value for name, value in more.items() if name != "streams"}
         works = []
