@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize("way", ["positive", "negative"])
 def test_no_request_is_an_error_of_the_server(server: Server, way: str) -> None:
     from hypothesis import HealthCheck, given, settings
+    from hypothesis.errors import Unsatisfiable
     from schemathesis import GenerationMode
 
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -52,6 +54,7 @@ def test_no_request_is_an_error_of_the_server(server: Server, way: str) -> None:
             statuses.add(answer.status_code)
             assert answer.status_code < 500, (case.method, case.formatted_path, case.body, answer.text)
 
-        ask()
+        with suppress(Unsatisfiable):  # where nothing can be wrong: no parameters, or a body that may be anything
+            ask()
     assert statuses & {400, 404, 413, 422, 200}
     assert server.desk.inflight == 0

@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,6 +43,7 @@ from .desk import PATIENCE, Desk, GoneError, UnknownModelError
 from .guard import Entry, Guard
 from .meter import LimitError
 from .metrics import Metrics
+from .pages import SAFE, routes_page
 from .start import contract_of
 from .watching import Watch
 
@@ -51,12 +52,13 @@ def application(desk: Desk, guard: Guard, *, version: str, watch: Watch | None =
     """Return the application of a desk, with the routes of every protocol."""
     watch = watch or Watch(Metrics(desk, version, PATIENCE))
     protocols: list[Protocol] = [plugins.load("protocols", name) for name in plugins.names("protocols")]
-    app = FastAPI(title="LLMasOS", version=version, lifespan=_lifespan(desk), docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="LLMasOS", version=version, lifespan=_lifespan(desk), docs_url=None, redoc_url=None)
     app.state.desk = desk
     for protocol in protocols:
         app.include_router(protocol.routes(desk))
     _health(app, desk)
     _metrics(app, watch.metrics)
+    _docs(app)
     probes = {path for protocol in protocols for path in protocol.probes}
     say = _Sayer(protocols)
     for kind in (LLMasOSError, RequestValidationError, HTTPException, GoneError):
@@ -97,6 +99,12 @@ def _metrics(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def page() -> Response:
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _docs(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(routes_page(app.openapi(), str(request.base_url).rstrip("/")), headers=SAFE)
 
 
 # -- errors -------------------------------------------------------------------------------------------
@@ -238,6 +246,8 @@ class Gate:
         size, most = headers.get("content-length", "0"), self._desk.config.max_body
         if size.isdigit() and int(size) > most:
             return Failure(413, "request_too_large", f"the request has {size} bytes, and at most {most} are read")
+        if scope["method"] == "POST" and self._desk.inflight >= self._desk.config.max_requests:
+            return Failure(429, "queue_full", f"{self._desk.inflight} requests are under way", retry_after=1)
         return self._guard.enter(headers) if self._only is None else Entry()
 
     def _preflight(self, headers: Mapping[str, str]) -> Failure | Response:

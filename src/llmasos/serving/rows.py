@@ -58,6 +58,8 @@ def row_of(served: Served, given: Any, number: int = 1) -> dict[str, Any]:
         names = ", ".join(field.name for field in needed)
         raise UsageError(f"input {number} has a field {unknown!r}",
                          hint=f"{did_you_mean(unknown, known)}its fields are {names}")  # fmt: skip
+    if task is None and needed[0].name not in row:  # a task says itself what it misses
+        raise UsageError(f"input {number} has no {needed[0].name}", hint=f"a text, or an object with {needed[0].name}")
     return row
 
 
