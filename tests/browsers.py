@@ -68,8 +68,8 @@ def driven(steps: list[list[Any]], *, phone: bool = False, **more: Any) -> list[
     if CHROMIUM is None:
         pytest.skip("needs Chromium, which is not here: apt-get install chromium")
     plan = {"browser": CHROMIUM, "phone": phone, "steps": steps, **more}
-    done = subprocess.run(
-        ["node", "test/drive.mjs"], cwd=SDK, input=json.dumps(plan), capture_output=True, text=True, timeout=300
+    done = subprocess.run(  # the driver bounds each step, and says which one hangs; this is for a driver that hangs
+        ["node", "test/drive.mjs"], cwd=SDK, input=json.dumps(plan), capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)

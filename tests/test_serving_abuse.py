@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
 import random
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -64,15 +68,33 @@ def add_writing(server: Server) -> None:
 
     server.app.add_api_route("/test/write", write, methods=["POST"])
 
+    async def held() -> dict[str, int]:
+        """Tell what the server holds: tasks, and files with those of the tests, which are few."""
+        return {"tasks": len(asyncio.all_tasks()), "files": len(os.listdir("/proc/self/fd"))}
+
+    server.app.add_api_route("/test/held", held, methods=["GET"])
+
+
+MORE_FILES = 8
+"""What a model that is opened by a test, and the process that tries schemas, may keep open."""
+
 
 @pytest.fixture(autouse=True)
 def _nothing_stays(server: Server) -> Iterator[None]:
+    before = server.http.get("/test/held").json()
     yield
-    until = time.monotonic() + 30
-    while server.desk.inflight or any(s.served and s.served.scheduler.state(60) != "idle"
+    until = time.monotonic() + 60
+    while server.desk.inflight or any(s.served and (s.served.scheduler.state(60) != "idle"
+                                                    or s.served.scheduler.waiting != (0, 0)
+                                                    or s.served.scheduler.running != (0, 0))
                                       for s in server.desk.shelves.values()):  # fmt: skip
         assert time.monotonic() < until, "something is still under way"
         time.sleep(0.01)
+    while (after := server.http.get("/test/held").json()) and (
+        after["tasks"] > before["tasks"] or after["files"] > before["files"] + MORE_FILES
+    ):
+        assert time.monotonic() < until, (before, after)
+        time.sleep(0.05)
     assert server.http.post("/v1/similarity", content=BODY, headers=JSON).status_code == 200
 
 
@@ -123,6 +145,80 @@ def test_no_body_is_an_error_of_the_server(server: Server) -> None:
             assert answer.status_code < 500, (path, body[:80], answer.text)
             if answer.status_code != 200:
                 assert answer.json()["error"]["message"]
+
+
+HALF, DEEP = "\ud800", json.loads("[" * 400 + "]" * 400)
+HI = [{"role": "user", "content": "hi"}]
+TENSOR = {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+
+
+@pytest.mark.parametrize("wrong", [HALF, DEEP, {HALF: 1}], ids=["half", "deep", "name"])
+@pytest.mark.parametrize(
+    ("path", "asking"),
+    [
+        ("/v1/responses", {"model": "chat", "input": "hi", "metadata": {"a": ...}}),
+        ("/v1/responses", {"model": "chat", "input": "hi", "tool_choice": "none",
+                           "tools": [{"type": "function", "name": "f", "parameters": {"a": ...}}]}),
+        ("/v1/chat/completions", {"model": "chat", "messages": HI, "logit_bias": {"a": ...}}),
+        ("/v1/embeddings", {"model": "base", "input": [...]}),
+        ("/v1/similarity", {"model": "base", "pairs": [["a", ...]]}),
+        ("/v1/predict", {"inputs": {"text": ...}}),
+        ("/v2/models/writer/infer", {"inputs": [TENSOR], "id": ...}),
+        ("/v2/models/writer/infer", {"inputs": [{**TENSOR, "parameters": {"a": ...}}]}),
+        ("/v2/models/writer/infer", {"inputs": [{**TENSOR, "data": [...]}]}),
+        ("/api/chat", {"model": "chat", "messages": HI, "options": {"stop": [...]}}),
+        ("/api/chat", {"model": "chat", "messages": HI, "format": {"enum": [...]}}),
+        ("/invocations", {"inputs": [...]}),
+        ("/score", {"input_data": {"columns": ["text"], "data": [[...]]}}),
+    ],
+)  # fmt: skip
+def test_no_text_and_no_nesting_anywhere_is_an_error_of_the_server(
+    server: Server, path: str, asking: Any, wrong: Any
+) -> None:
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: filled(one) for name, one in value.items()}
+        return [filled(one) for one in value] if isinstance(value, list) else wrong if value is ... else value
+
+    answer = server.http.post(path, content=json.dumps(filled(asking)), headers=JSON)
+    assert answer.status_code == 400
+    assert len(answer.text) < 4000
+
+
+def test_a_body_full_of_mistakes_is_told_one_of_them() -> None:
+    """A list of all would take more memory than the server has, and its time."""
+    from pydantic import ValidationError
+
+    from llmasos.core import plugins
+    from llmasos.protocols._bodies import Fields
+
+    for name in plugins.names("protocols"):
+        plugins.load("protocols", name)
+    kinds = [Fields]
+    for kind in kinds:  # which grows
+        kinds += kind.__subclasses__()
+    assert len(kinds) > 20
+    named = {f"x{i}": [i] for i in range(200)}
+    wrong: list[Any] = [[None] * 200, [{}] * 200, [[1]] * 200, [{"x": 1}] * 200, named]
+    for kind in kinds[1:]:
+        names = [about.alias or name for name, about in kind.model_fields.items()]
+        for asking in (named, *({name: value} for name in names for value in wrong)):
+            try:
+                kind.model_validate(asking)
+            except ValidationError as error:
+                told = error.error_count()
+            except ValueError:  # refused as a whole
+                told = 1
+            else:
+                told = 0
+            assert told <= 4 * (len(names) + 2), (kind, str(asking)[:80])
+
+
+def test_what_is_told_of_a_mistake_is_not_as_long_as_the_request(server: Server) -> None:
+    asking = {"model": "chat", "input": "hi", "reasoning": {"a": "b" * 50_000}}
+    answer = server.http.post("/v1/responses", json=asking)
+    assert answer.status_code == 400
+    assert 1000 < len(answer.json()["error"]["message"]) <= 2000
 
 
 @pytest.mark.parametrize(
@@ -336,12 +432,67 @@ def test_a_schema_that_takes_too_long_is_ended_with_its_process() -> None:
     try:
         large = {"enum": [f"{i} {'abc' * 20}" for i in range(20_000)]}
         with pytest.raises(UsageError, match=r"more than 0.001 s"):
-            trying.check(large)
+            asyncio.run(trying.check(large))
         assert trying._child is None
         trying._seconds = 60.0
-        trying.check({"type": "string"})  # in a new process
+        asyncio.run(trying.check({"type": "string"}))  # in a new process
         first = trying._child
-        trying.check({"type": "string"})
+        asyncio.run(trying.check({"type": "string"}))
         assert trying._child is first
     finally:
         trying.close()
+
+
+def test_a_schema_that_takes_long_holds_up_no_request_without_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance")
+    from llmasos.serving import grammar
+
+    monkeypatch.setattr(grammar, "WAITING", 6)
+    ready = threading.Event()
+    server.desk._trying._thread.submit(ready.wait, 60)  # as a schema that takes long
+
+    def shaped(number: int) -> int:
+        schema = {"const": f"a{number}"}
+        with httpx2.Client(base_url=server.url, timeout=120) as http:
+            asking = {"model": "chat", "json_schema": schema, "max_new_tokens": 8}
+            return int(http.post("/test/write", json=asking).status_code)
+
+    with ThreadPoolExecutor(6) as clients:
+        try:
+            asked = [clients.submit(shaped, number) for number in range(6)]
+            until = time.monotonic() + 30
+            while len(server.desk._trying._trials) < 6:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            assert server.http.post("/v1/similarity", content=BODY, headers=JSON).status_code == 200
+            assert server.http.post("/test/write", json={"model": "chat"}).status_code == 200
+            refused = server.http.post("/test/write", json={"model": "chat", "json_schema": {"const": "b"}})
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
+        finally:
+            ready.set()
+        assert [one.result() for one in asked] == [200] * 6
+
+
+@pytest.mark.slow
+def test_what_is_thrown_at_it_takes_no_memory(server: Server) -> None:
+    from llmasos.core.hardware import resident_memory
+
+    bodies = list(malformed())
+    stream = json.dumps({"stream": True, "max_new_tokens": 2000}).encode()
+
+    def some() -> int:
+        for body in bodies:
+            server.http.post("/v1/similarity", content=body, headers=JSON)
+        for _ in range(20):
+            with connected(server) as connection:
+                connection.sendall(head("/test/write", content_length=str(len(stream))) + stream)
+                connection.recv(1000)
+            with connected(server) as connection:
+                connection.sendall(head(content_length="1000") + b"{")
+        return resident_memory()
+
+    before = [some() for _ in range(3)][-1]
+    after = [some() for _ in range(6)][-1]
+    assert after - before < 24 << 20

@@ -143,7 +143,7 @@ def test_options_of_writing_are_parameters(client, llms):
     ({"inputs": [texts("{", name="rows")]}, "not JSON"),
     ({"inputs": [texts('{"txt": "a"}', name="rows")]}, "'txt'"),
     ({"inputs": [texts("3", name="rows")]}, "input 1 is int 3"),
-    ({"inputs": [texts("\ud800")]}, "input 1"),
+    ({"inputs": [texts("\ud800")]}, "surrogate"),
     ({"inputs": [texts("a")], "outputs": [{"name": "labels"}]}, "did you mean 'label'"),
     ({"inputs": [texts("a")], "outputs": [{"name": "label", "parameters": {"binary_data": True}}]}, "binary_data"),
     ({"inputs": [{**texts("a"), "parameters": {"binary_data_size": 4}}]}, "binary_data_size"),
@@ -157,6 +157,18 @@ def test_what_cannot_be_inferred_is_told_in_the_protocols_words(body, told, clie
     assert reply.status_code == 400
     assert list(reply.json()) == ["error"]
     assert told in reply.json()["error"]
+
+
+@pytest.mark.parametrize(("name", "row", "told"), [
+    ("vectors", {}, "input 1 has no text"),
+    ("vectors", {"text": 5}, "text"),
+    ("writer", {}, "input 1 has no prompt"),
+    ("writer", {"prompt": 5}, "prompt"),
+    ("writer", {"prompt": [5]}, "messages"),
+])  # fmt: skip
+def test_a_row_for_a_model_without_a_task_is_checked_as_others_are(name, row, told, client):
+    reply = client.post(f"/v2/models/{name}/infer", json={"inputs": [texts(json.dumps(row), name="rows")]})
+    assert (reply.status_code, told in reply.json()["error"]) == (400, True), reply.text
 
 
 def test_versions_and_models_that_are_not_there_are_told_by_name(client):

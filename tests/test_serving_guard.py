@@ -171,12 +171,21 @@ def test_without_keys_a_server_is_asked_for_by_its_own_name(keyless: Server, hos
 @pytest.mark.parametrize(
     ("origin", "status"),
     [("http://localhost:3000", 200), ("http://127.0.0.1", 200), (PAGE, 200), ("https://evil.example.com", 403),
-     ("null", 403), (f"{PAGE}.evil.com", 403), (f"{PAGE}:8443", 403), ("http://chat.example.com", 403)],
+     ("null", 403), (f"{PAGE}.evil.com", 403), (f"{PAGE}:8443", 403), ("http://chat.example.com", 403),
+     ("http://[", 403), ("http://[::1", 403), ("", 403)],
 )  # fmt: skip
 def test_without_keys_other_pages_may_not_ask(keyless: Server, origin: str, status: int) -> None:
     answer = ask(keyless, origin=origin)
     assert answer.status_code == status
     assert answer.headers.get("access-control-allow-origin") == (PAGE if origin == PAGE else None)
+
+
+@pytest.mark.parametrize(
+    "page", ["http://[", "chat.example.com", "ftp://a.b", "https://a.b/c", "https://", "https://u@a.b"]
+)
+def test_what_is_no_page_cannot_be_listed(page: str) -> None:
+    with pytest.raises(UsageError, match="is no origin"):
+        Guard(origins=[page])
 
 
 def test_a_listed_page_may_ask_and_read(server: Server, secret: str) -> None:

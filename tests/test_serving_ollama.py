@@ -168,7 +168,7 @@ def test_models_are_listed_and_told_of(client):
     ("generate", {"model": "starter-chat", "prompt": "a", "context": [1]}, "context"),
     ("generate", {"model": "starter-chat", "prompt": "a", "raw": True, "system": "b"}, "system"),
     ("generate", {"model": "starter-chat", "prompt": "a" * 20_000}, "does not fit"),
-    ("generate", {"model": "starter-chat", "prompt": "\ud800"}, "prompt"),
+    ("generate", {"model": "starter-chat", "prompt": "\ud800"}, "surrogate"),
     ("generate", {"model": "starter-chat", "prompt": "a", "options": {"mirostat": 2}}, "mirostat"),
     ("generate", {"model": "starter-chat", "prompt": "a", "options": {"temprature": 0}}, "did you mean 'temperature'"),
     ("generate", {"model": "starter-chat", "prompt": "a", "options": {"top_k": "3"}}, "top_k"),
@@ -179,7 +179,7 @@ def test_models_are_listed_and_told_of(client):
     ("embed", {"model": "vectors", "input": "a", "options": {"seed": 3}}, "seed"),
     ("embed", {"model": "starter-chat", "input": "a"}, "makes no vectors"),
     ("show", {}, "no model"),
-    ("show", {"model": "starter-chat", "\ud800": 1}, "unicode"),
+    ("show", {"model": "starter-chat", "\ud800": 1}, "surrogate"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_told_by_name(route, body, told, client):
     reply = client.post(f"/api/{route}", content=json.dumps(body), headers={"content-type": "application/json"})

@@ -485,6 +485,9 @@ def test_a_prompt_over_the_context_is_told_with_the_numbers(client: Any) -> None
 def test_a_model_that_does_not_write_says_so(client: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="does not write"):
         chat(client, model="near")
+    for prompt in ("a", [0], [[0], [1]]):
+        with pytest.raises(openai.BadRequestError, match="does not write"):
+            client.completions.create(model="near", prompt=prompt)
 
 
 def test_the_routes_are_described(server: httpx2.Client) -> None:

@@ -208,7 +208,7 @@ def artifacts(exports: Any, models: Any) -> Path:
         exports(name)
     folder = exports("classify").parent
     texts = ["anvil", "a b c d e", "你好 ok"]
-    vectors = [vector.tolist() for vector in models("similarity")[0].embed(texts)]
+    vectors = [vector.tolist() for vector in models("similarity")[0].embed(texts, precision="float32")]
     (folder / "embed.json").write_text(json.dumps({"texts": texts, "vectors": vectors}))
     return folder
 

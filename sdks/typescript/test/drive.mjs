@@ -14,6 +14,9 @@ const FLAGS = [
   "--disable-component-update", "--disable-sync",
 ];
 
+/** Milliseconds that a step may take: long on a machine that is busy with something else, and short for what hangs. */
+const PATIENCE = 240_000;
+
 let text = "";
 for await (const part of process.stdin) text += part;
 const plan = JSON.parse(text);
@@ -27,6 +30,7 @@ const context = await chromium.launchPersistentContext(profile, {
 });
 if (plan.init) await context.addInitScript(plan.init); // before any script of the page
 const page = context.pages()[0] ?? (await context.newPage());
+page.setDefaultTimeout(PATIENCE);
 const said = [];
 page.on("console", (message) => said.push(`${message.type()}: ${message.text()}`));
 page.on("pageerror", (error) => said.push(`pageerror: ${error.message}`));
@@ -38,22 +42,31 @@ const steps = {
   offline: (is) => context.setOffline(is),
   /** Wait until the page can be asked, or refuses; return the title and the error. */
   ready: async () => {
-    await page.waitForSelector("#form:not([hidden]), #error:not([hidden])", { timeout: 120_000 });
+    await page.waitForSelector("#form:not([hidden]), #error:not([hidden])");
     return { title: await page.title(), error: await page.textContent("#error"), facts: await page.textContent("#facts") };
   },
   fill: (selector, value) => page.fill(selector, value),
   click: (selector) => page.click(selector),
-  text: (selector) => page.textContent(selector, { timeout: 60_000 }),
-  see: (selector) => page.waitForSelector(selector, { timeout: 60_000 }).then(() => null),
+  text: (selector) => page.textContent(selector),
+  see: (selector) => page.waitForSelector(selector).then(() => null),
   html: (selector) => page.innerHTML(selector),
   run: (code) => page.evaluate(code),
   shot: (path) => page.screenshot({ path, fullPage: true }).then(() => null),
 };
 
+/** Wait for a step; code of a page has no limit of its own. */
+async function inTime(step) {
+  let timer;
+  const over = new Promise((_, failed) => {
+    timer = setTimeout(() => failed(new Error(`not done after ${PATIENCE / 1000} s`)), 1.1 * PATIENCE);
+  });
+  return Promise.race([step, over]).finally(() => clearTimeout(timer));
+}
+
 const results = [];
 let failure = null;
 try {
-  for (const [name, ...words] of plan.steps) results.push((await steps[name](...words)) ?? null);
+  for (const [name, ...words] of plan.steps) results.push((await inTime(steps[name](...words))) ?? null);
 } catch (error) {
   failure = `${plan.steps[results.length]}: ${error.message}`;
 }

@@ -360,6 +360,7 @@ class ServeConfig(Config):
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with keys")
     port: int = option(8000, "port to listen on; 0 takes a free one", least=0, most=65535)
     memory: str | None = option(None, "memory for models, such as 8GB; most of what is free if not given")
+    max_requests: int = option(1024, "requests under way at once; more are told when to come again", least=1)
     max_waiting: int = option(256, "requests that may wait for a model; more are told when to come again", least=1)
     max_waiting_tokens: int = option(1 << 18, "tokens, read and to be written, that may wait for a model", least=1)
     max_streams: int = option(32, "texts that a model writes side by side", least=1)

@@ -84,6 +84,7 @@ async def completion_wanted(desk: Desk, served: Served, asking: Completion, requ
     if len(asking.prompt) > desk.config.max_inputs:
         raise Refused(f"{len(asking.prompt)} prompts, and a request may have {desk.config.max_inputs}", "prompt",
                       code="invalid_value", hint="ask in parts")  # fmt: skip
+    served.check_writes()
     known = len(served.parts.tokenizer)
     if any(token >= known for one in asking.prompt if isinstance(one, list) for token in one):
         raise Refused(f"a token of the prompt is none of the model's {known}", "prompt", code="invalid_value",

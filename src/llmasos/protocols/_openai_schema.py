@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from ._bodies import Body, Fields, First, Many
 from .base import Refused
 
 MOST_CHOICES = 16
 MOST_STOPS = 4
 LONGEST_STOP = 256
+MOST_PAIRS = 16
 
 TEXTS = ("text", "input_text", "output_text")
 """Types of content that are read: all are text."""
 
 
-class Strict(BaseModel):
+class Strict(Fields):
     """A part of a request: nothing is guessed, and nothing unknown is let by."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(strict=True, protected_namespaces=())
 
 
 # -- messages -----------------------------------------------------------------------------------------
@@ -50,7 +52,7 @@ def _parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-Content = Annotated[list[Part], BeforeValidator(_parts, json_schema_input_type=str | list[Part])]
+Content = Annotated[list[Part], First(), BeforeValidator(_parts, json_schema_input_type=str | list[Part])]
 
 
 def text_of(content: list[Part] | None) -> str | None:
@@ -79,7 +81,7 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Many[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
@@ -165,12 +167,19 @@ def _stops(value: Any) -> Any:
 
 Stop = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]],
+    First(),
     Field(max_length=MOST_STOPS),
     BeforeValidator(_stops, json_schema_input_type=str | list[str]),
 ]
 
 
-class Writing(Strict):
+def _few(value: Any) -> Any:
+    if isinstance(value, Mapping) and len(value) > MOST_PAIRS:
+        raise ValueError(f"{len(value)} pairs, and there may be {MOST_PAIRS}")
+    return value
+
+
+class Writing(Strict, Body):
     """What can be said about how an answer is written, on each of the three routes.
 
     ``top_k``, ``min_p`` and ``repetition_penalty`` are no fields of OpenAI's, but of most servers of its protocol.
@@ -188,7 +197,7 @@ class Writing(Strict):
     stream: bool | None = None
     store: bool | None = Field(None, description="nothing is stored: true is refused")
     user: str | None = Field(None, description="not used")
-    metadata: dict[str, str] | None = Field(None, description="not used")
+    metadata: Annotated[dict[str, str] | None, BeforeValidator(_few)] = Field(None, description="not used")
     safety_identifier: str | None = Field(None, description="not used")
     prompt_cache_key: str | None = Field(None, description="not used")
     service_tier: str | None = None
@@ -219,7 +228,7 @@ class Sampled(Writing):
     max_tokens: int | None = Field(None, ge=1)
     frequency_penalty: float | None = Field(None, description="only 0; repetition_penalty discounts repetitions")
     presence_penalty: float | None = Field(None, description="only 0")
-    logit_bias: dict[str, float] | None = Field(None, description="only empty")
+    logit_bias: dict[str, Any] | None = Field(None, description="only empty")
 
     @model_validator(mode="after")
     def _has_a_stream(self) -> Sampled:
@@ -236,15 +245,15 @@ class Chat(Sampled):
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {**Sampled.neutral, "modalities": (["text"],)}
 
-    messages: list[Message] = Field(min_length=1, examples=[[{"role": "user", "content": "Hello, who are you?"}]])
+    messages: Many[Message] = Field(min_length=1, examples=[[{"role": "user", "content": "Hello, who are you?"}]])
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = Field(None, max_length=128)
+    tools: Many[Tool] | None = Field(None, max_length=128)
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[str] | None = None
+    modalities: Many[str] | None = None
 
 
 def _prompts(value: Any) -> Any:
@@ -288,7 +297,7 @@ def _texts(value: Any) -> Any:
     return texts
 
 
-class Embedding(Strict):
+class Embedding(Strict, Body):
     """Texts of which vectors are to be made."""
 
     input: Annotated[
@@ -371,12 +380,12 @@ class Respond(Writing):
     }  # fmt: skip
 
     input: Annotated[
-        list[Item], Field(min_length=1), BeforeValidator(_items, json_schema_input_type=str | list[Item])
+        list[Item], First(), Field(min_length=1), BeforeValidator(_items, json_schema_input_type=str | list[Item])
     ] = Field(examples=["Hello, who are you?"])
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     text: TextOptions | None = None
-    tools: list[FlatTool] | None = Field(None, max_length=128)
+    tools: Many[FlatTool] | None = Field(None, max_length=128)
     tool_choice: Annotated[
         FlatChoice | None, BeforeValidator(_choice, json_schema_input_type=str | FlatChoice | None)
     ] = None
@@ -385,7 +394,7 @@ class Respond(Writing):
     truncation: str | None = Field(None, description="only disabled")
     background: bool | None = Field(None, description="only false")
     top_logprobs: int | None = Field(None, description="only 0")
-    include: list[str] | None = Field(None, description="only empty: there is no more")
+    include: Many[str] | None = Field(None, description="only empty: there is no more")
     reasoning: dict[str, Any] | None = Field(None, description="only empty")
     max_tool_calls: int | None = Field(None, description="not supported")
     conversation: Any = Field(None, description="nothing is stored: send the whole conversation")

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..core.config import GenerateConfig
 from ..core.errors import LLMasOSError, UsageError, did_you_mean
 from ..generation.loop import Done, Piece
 from ..serving.desk import begun
-from ..serving.rows import check_text
+from ._bodies import Body, Fields, Many
 from .base import Failure, Protocol
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ USUAL_TEMPERATURE = 0.8
 """Ollama's own, where a request speaks of how to draw and not how freely."""
 
 
-class _Asking(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Asking(Body):
     model: str = Field(min_length=1, examples=["starter-chat"])
     stream: bool = Field(True, description="lines of JSON as the text comes; one object if false")
     format: str | dict[str, Any] | None = Field(None, description='"json", or a JSON schema that the answer obeys')
@@ -56,10 +54,8 @@ class _Asking(BaseModel):
     top_logprobs: int | None = None
 
 
-class Message(BaseModel):
+class Message(Fields):
     """A turn of a conversation."""
-
-    model_config = ConfigDict(extra="forbid")
 
     role: str
     content: str | None = ""
@@ -72,7 +68,7 @@ class Message(BaseModel):
 class OllamaChat(_Asking):
     """A conversation to be answered."""
 
-    messages: list[Message] = Field(default_factory=list, examples=[[{"role": "user", "content": "Hello!"}]])
+    messages: Many[Message] = Field(default_factory=list, examples=[[{"role": "user", "content": "Hello!"}]])
     tools: list[Any] | None = None
 
 
@@ -84,27 +80,23 @@ class OllamaGenerate(_Asking):
     raw: bool | None = Field(None, description="take the prompt as it is, without the model's chat template")
     suffix: str | None = None
     template: str | None = None
-    context: list[int] | None = None
+    context: Many[int] | None = None
     images: list[Any] | None = None
 
 
-class Embed(BaseModel):
+class Embed(Body):
     """Texts to become vectors."""
 
-    model_config = ConfigDict(extra="forbid")
-
     model: str = Field(min_length=1)
-    input: str | list[str] = Field(examples=[["a small house", "a tiny home"]])
+    input: str | Many[str] = Field(examples=[["a small house", "a tiny home"]])
     truncate: bool | None = Field(None, description="cut texts that are too long, as Ollama does; false refuses them")
     dimensions: int | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     keep_alive: float | str | None = None
 
 
-class EmbedOne(BaseModel):
+class EmbedOne(Body):
     """A text to become a vector, in Ollama's older way."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str = Field(min_length=1)
     prompt: str
@@ -112,10 +104,8 @@ class EmbedOne(BaseModel):
     keep_alive: float | str | None = None
 
 
-class Show(BaseModel):
+class Show(Body):
     """Which model to tell of."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str = Field("", examples=["starter-chat"])
     name: str = ""
@@ -312,7 +302,6 @@ async def _answer(
     config, stop = _config(desk, asking.options)
     if not content:  # Ollama opens a model so
         return JSONResponse(head | said("") | {"done": True, "done_reason": "load"})
-    check_text(content, "the prompt")
     prompt = await served.prompt(content)
     room = max(1, min(desk.config.max_new_tokens, served.parts.max_length - len(prompt)))
     config = replace(config, max_new_tokens=min(config.max_new_tokens or room, room))

@@ -16,10 +16,11 @@ from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..core.errors import UsageError, did_you_mean
 from ..serving.rows import answered, columns_of, fields_of, plain, read_json
+from ._bodies import Body, Fields, Many
 from .base import Failure, Protocol
 
 if TYPE_CHECKING:
@@ -30,36 +31,30 @@ ROWS = "rows"
 _TYPES = {"text": "BYTES", "integer": "INT64", "number": "FP32", "numbers": "FP32", "vector": "FP32"}
 
 
-class Given(BaseModel):
+class Given(Fields):
     """A tensor of a request."""
 
-    model_config = ConfigDict(extra="forbid")
-
     name: str = Field(examples=["text"])
-    shape: list[int] = Field(examples=[[2]])
+    shape: Many[int] = Field(examples=[[2]])
     datatype: str = Field(examples=["BYTES"])
     data: list[Any] = Field(examples=[["I love this!", "Never again."]])
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class Wanted(BaseModel):
+class Wanted(Fields):
     """A tensor that the answer shall have."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class Inference(BaseModel):
+class Inference(Body):
     """A request."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str | None = Field(None, description="comes back with the answer")
     parameters: dict[str, Any] = Field(default_factory=dict, description="truncate, and options of writing")
-    inputs: list[Given] = Field(min_length=1)
-    outputs: list[Wanted] | None = Field(None, description="which tensors to return; all if not given")
+    inputs: Many[Given] = Field(min_length=1)
+    outputs: Many[Wanted] | None = Field(None, description="which tensors to return; all if not given")
 
 
 class OpenInference(Protocol):

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..core.errors import UsageError
 from ..serving.rows import plain, row_of
+from ._bodies import Body, Many
 from .base import Protocol
 
 if TYPE_CHECKING:
@@ -31,33 +32,27 @@ KINDS: Mapping[str, tuple[tuple[str, ...], str, Any]] = {
 """Routes: the tasks that they are for, what they do, and an example of an input."""
 
 
-class Asking(BaseModel):
+class Asking(Body):
     """Inputs for a model with a task."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    inputs: Row | list[Row] = Field(description="a text, a row with the task's fields, or a list of either")
+    inputs: Row | Many[Row] = Field(description="a text, a row with the task's fields, or a list of either")
     model: str | None = Field(None, description="the model's name; the server's first if not given")
     truncate: bool = Field(False, description="cut inputs that are longer than the model takes, instead of refusing")
 
 
-class Similar(BaseModel):
+class Similar(Body):
     """Pairs of texts."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    pairs: list[tuple[str, str]] = Field(min_length=1, examples=[[["a small house", "a tiny home"]]])
+    pairs: Many[tuple[str, str]] = Field(min_length=1, examples=[[["a small house", "a tiny home"]]])
     model: str | None = None
     truncate: bool = False
 
 
-class Ranking(BaseModel):
+class Ranking(Body):
     """Texts to be put into order by how close they are to a query."""
 
-    model_config = ConfigDict(extra="forbid")
-
     query: str = Field(examples=["where is my parcel"])
-    documents: list[str] = Field(min_length=1, examples=[["It left on Monday.", "We are closed on Sunday."]])
+    documents: Many[str] = Field(min_length=1, examples=[["It left on Monday.", "We are closed on Sunday."]])
     top_n: int | None = Field(None, ge=1, description="how many to return; all if not given")
     return_documents: bool = Field(False, description="return the texts too")
     model: str | None = None

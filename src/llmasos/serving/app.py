@@ -13,12 +13,13 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,6 +43,7 @@ from .desk import PATIENCE, Desk, GoneError, UnknownModelError
 from .guard import Entry, Guard
 from .meter import LimitError
 from .metrics import Metrics
+from .pages import SAFE, routes_page
 from .start import contract_of
 from .watching import Watch
 
@@ -50,12 +52,13 @@ def application(desk: Desk, guard: Guard, *, version: str, watch: Watch | None =
     """Return the application of a desk, with the routes of every protocol."""
     watch = watch or Watch(Metrics(desk, version, PATIENCE))
     protocols: list[Protocol] = [plugins.load("protocols", name) for name in plugins.names("protocols")]
-    app = FastAPI(title="LLMasOS", version=version, lifespan=_lifespan(desk), docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="LLMasOS", version=version, lifespan=_lifespan(desk), docs_url=None, redoc_url=None)
     app.state.desk = desk
     for protocol in sorted(protocols, key=_often, reverse=True):  # a path is compared with one route after the other
         app.include_router(protocol.routes(desk))
     _health(app, desk)
     _metrics(app, watch.metrics)
+    _docs(app)
     probes = {path for protocol in protocols for path in protocol.probes}
     say = _Sayer(protocols)
     for kind in (LLMasOSError, RequestValidationError, HTTPException, GoneError):
@@ -102,15 +105,35 @@ def _metrics(app: FastAPI, metrics: Metrics) -> None:
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 
+def _docs(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(routes_page(app.openapi(), str(request.base_url).rstrip("/")), headers=SAFE)
+
+
 # -- errors -------------------------------------------------------------------------------------------
+
+
+LAST = 2
+"""Seconds that connections have to close when all requests have ended, or their time has."""
+
+MESSAGE = 2000
+"""Characters of what is told of an error: a value that is wrong may be as long as a request."""
 
 
 def failure_of(error: BaseException) -> Failure:
     """Return how HTTP tells an error. What is not ours is told by its kind alone, for its text may hold a prompt."""
+    found = _failure_of(error)
+    if len(found.message) <= MESSAGE:
+        return found
+    return replace(found, message=f"{found.message[: MESSAGE - 4]} ...")
+
+
+def _failure_of(error: BaseException) -> Failure:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         if isinstance(own := first.get("ctx", {}).get("error"), LLMasOSError):
-            return failure_of(own)
+            return _failure_of(own)
         where = _place([part for part in first["loc"] if part not in ("body", "query")])
         if first["type"] == "json_invalid":
             return Failure(400, "invalid_json", f"the request is not JSON: {first.get('ctx', {}).get('error', '')}")
@@ -227,6 +250,8 @@ class Gate:
         size, most = headers.get("content-length", "0"), self._desk.config.max_body
         if size.isdigit() and int(size) > most:
             return Failure(413, "request_too_large", f"the request has {size} bytes, and at most {most} are read")
+        if scope["method"] == "POST" and self._desk.inflight >= self._desk.config.max_requests:
+            return Failure(429, "queue_full", f"{self._desk.inflight} requests are under way", retry_after=1)
         return self._guard.enter(headers) if self._only is None else Entry()
 
     def _preflight(self, headers: Mapping[str, str]) -> Failure | Response:
@@ -350,7 +375,8 @@ class _Uvicorn(uvicorn.Server):
 
     def _drain(self) -> None:
         async def end() -> None:
-            await self._desk.drained()
+            if not await self._desk.drained():  # what is left is told so
+                await asyncio.get_running_loop().run_in_executor(None, self._desk.close)
             self.should_exit = True
 
         self._draining = asyncio.ensure_future(end())
@@ -364,7 +390,7 @@ def server_config(
     return uvicorn.Config(
         application(desk, guard, version=version, watch=watch), host=desk.config.host, port=desk.config.port,
         http=connection, log_config=None, access_log=False, server_header=False, timeout_keep_alive=65,
-        h11_max_incomplete_event_size=64 << 10, **options,
+        timeout_graceful_shutdown=LAST, h11_max_incomplete_event_size=64 << 10, **options,
     )  # fmt: skip
 
 

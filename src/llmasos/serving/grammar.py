@@ -1,24 +1,31 @@
 """JSON schemas, tried in a process of their own before the server compiles them: what hangs or grows there is ended.
 
-A schema that was compiled in time once is not tried again. ``main`` is that process.
+A schema that was compiled in time once is not tried again. Schemas are tried one after the other, on a thread of their
+own, so that what takes its time there holds up no request without one. ``main`` is that process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import sys
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from typing import Any, ClassVar
 
 from ..core.children import Child, Ended
+from ..core.errors import BusyError
 from ..core.messages import receive, send
 
 SECONDS = 5.0
 """How long a schema may take to compile."""
+
+WAITING = 64
+"""Schemas that may wait for their turn."""
 
 REMEMBERED = 1024
 """Schemas that are known to be good."""
@@ -37,28 +44,35 @@ class Trying:
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._child: Child | None = None
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="schemas")
+        self._trials: dict[bytes, asyncio.Future[str]] = {}
         self._good: OrderedDict[bytes, None] = OrderedDict()
 
-    def check(self, schema: Any) -> None:
-        """Try a schema; called from a thread that may wait.
+    async def check(self, schema: Any) -> None:
+        """Try a schema.
 
         Raises:
             UsageError: it cannot be compiled, or not in time.
+            BusyError: too many wait for their turn.
         """
         text = schema if isinstance(schema, str) else json.dumps(schema)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        with self._lock:
-            if digest in self._good:
-                self._good.move_to_end(digest)
-                return
-            if problem := self._tried(text):
-                from ..generation.schema import SchemaError
+        if digest in self._good:
+            self._good.move_to_end(digest)
+            return
+        if digest not in self._trials:
+            if len(self._trials) >= WAITING:
+                raise BusyError(f"{WAITING} JSON schemas wait to be tried", retry_after=max(1, round(self._seconds)))
+            trial = asyncio.get_running_loop().run_in_executor(self._thread, self._tried, text)
+            self._trials[digest] = trial
+            trial.add_done_callback(lambda _: self._trials.pop(digest))
+        if problem := await asyncio.shield(self._trials[digest]):
+            from ..generation.schema import SchemaError
 
-                raise SchemaError(f"json_schema cannot be enforced: {problem}", hint="correct or simplify the schema")
-            self._good[digest] = None
-            if len(self._good) > REMEMBERED:
-                self._good.popitem(last=False)
+            raise SchemaError(f"json_schema cannot be enforced: {problem}", hint="correct or simplify the schema")
+        self._good[digest] = None
+        if len(self._good) > REMEMBERED:
+            self._good.popitem(last=False)
 
     def _tried(self, text: str) -> str:
         if self._child is None or not self._child.running:
@@ -75,7 +89,11 @@ class Trying:
             timer.cancel()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and try no more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._child is not None:
+            self._child.stop()  # whoever waits for it is told
+        self._thread.shutdown()
         if self._child is not None:
             self._child.close()
 

@@ -125,7 +125,7 @@ class Guard:
             return Failure(403, "host_not_allowed", "without keys this server is asked for as localhost or 127.0.0.1; "
                            "the server's --allow-host adds a name")  # fmt: skip
         origin = headers.get("origin")
-        if origin is None or self.lists(origin) or is_loopback(urlsplit(origin).hostname or ""):
+        if origin is None or self.lists(origin) or is_loopback(_page(origin)):
             return None
         return Failure(403, "origin_not_allowed", "this page may not ask; the server's --allow-origin adds it")
 
@@ -171,6 +171,14 @@ def _bare(host: str) -> str:
     return (found[1] or found[2] or "").lower() if found else ""
 
 
+def _page(origin: str) -> str:
+    """Return the host of a web page; none where there is no telling."""
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
+
+
 def _host(given: str) -> str:
     host = _bare(given)
     if not re.fullmatch(r"[a-z0-9.:_-]+", host) or host != given.strip("[]").lower():
@@ -181,7 +189,7 @@ def _host(given: str) -> str:
 
 
 def _origin(given: str) -> str:
-    parts = urlsplit(given)
-    if parts.scheme not in ("http", "https") or not parts.hostname or given != f"{parts.scheme}://{parts.netloc}":
+    scheme, _, host = given.partition("://")
+    if scheme not in ("http", "https") or not _page(given) or re.search("[/?#@]", host):
         raise UsageError(f"allow_origin={given!r} is no origin", hint="such as https://chat.example.com")
     return given.lower()

@@ -22,6 +22,9 @@ SCHEMA = 64 << 10
 SCHEMA_DEPTH = 32
 """Levels of a JSON schema."""
 
+DEPTH = 100
+"""Levels of a request: more than a schema in a tool in a request has, and fewer than any library gives up at."""
+
 
 def check_count(count: int, config: ServeConfig) -> None:
     """Refuse too many texts in one request.
@@ -34,21 +37,26 @@ def check_count(count: int, config: ServeConfig) -> None:
 
 
 def check_texts(value: Any) -> None:
-    """Refuse texts, wherever they are in lists and mappings, that are not made of characters.
+    """Refuse texts, wherever they are in lists and mappings, that are not made of characters, and endless nesting.
 
     Raises:
-        UsageError: one holds half of a surrogate pair, which JSON can say and nothing can read.
+        UsageError: one holds half of a surrogate pair, which JSON can say and nothing can read; or it is nested deeper
+            than a request may be.
     """
-    left = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, str):
-            if _HALF.search(one):
-                raise UsageError("a text holds half of a surrogate pair, which is no character", hint="send UTF-8")
-        elif isinstance(one, dict):
-            left += [*one, *one.values()]
-        elif isinstance(one, list | tuple):
-            left += one
+    level, depth = [value], 0
+    while level:
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, str):
+                if not one.isascii() and _HALF.search(one):
+                    raise UsageError("a text holds half of a surrogate pair, which is no character", hint="send UTF-8")
+            elif isinstance(one, dict):
+                below += [*one, *one.values()]
+            elif isinstance(one, list | tuple):
+                below += one
+        if depth > DEPTH:
+            raise UsageError(f"the request is nested deeper than {DEPTH} levels", hint="send it flatter")
+        level, depth = below, depth + 1
 
 
 _HALF = re.compile("[\ud800-\udfff]")

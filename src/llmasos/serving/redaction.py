@@ -9,24 +9,29 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 
 def redacted(text: str) -> str:
     """Return a text with personal data replaced by what it was: "[mail]", "[phone]", "[card]", "[iban]", "[ip]"."""
     for pattern, name, is_one in _KINDS:
-        text = pattern.sub(partial(_instead, name, is_one), text)
+        text = _without(text, pattern, name, is_one)
     return text
 
 
-def _instead(name: str, is_one: Callable[[str], bool], found: re.Match[str]) -> str:
-    """Replace what was found, or the longest beginning of it in whole words that is one."""
-    text = found[0]
-    for end in (len(text), *reversed([gap.start() for gap in re.finditer("[ -]", text)])):
-        if is_one(text[:end]):
-            return f"[{name}]{text[end:]}"
-    return text
+def _without(text: str, pattern: re.Pattern[str], name: str, is_one: Callable[[str], bool]) -> str:
+    """Replace what is found, or the longest beginning of it in whole words that is one; and look on behind that.
+
+    Where it is none, what begins with its second word may be one.
+    """
+    out, at = [], 0
+    while found := pattern.search(text, at):
+        words = [gap.start() for gap in re.finditer("[ -]", found[0])]
+        size = next((end for end in (len(found[0]), *reversed(words)) if is_one(found[0][:end])), 0)
+        end = found.start() + (size or min(words, default=len(found[0])))
+        out += [text[at : found.start()], f"[{name}]" if size else text[found.start() : end]]
+        at = end
+    return "".join([*out, text[at:]])
 
 
 def redacted_all(value: Any) -> Any:
@@ -41,14 +46,18 @@ def redacted_all(value: Any) -> Any:
 
 
 def _digits(text: str) -> str:
-    return "".join(c for c in text if c.isdecimal() and c.isascii())
+    return _OTHERS.sub("", text)
+
+
+_OTHERS = re.compile("[^0-9]+")
 
 
 def is_card(text: str) -> bool:
     """Say whether digits end in the check digit of payment cards (ISO/IEC 7812, Luhn)."""
-    digits = [int(c) for c in _digits(text)]
-    if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
+    text = _digits(text)
+    if not 13 <= len(text) <= 19 or len(set(text)) == 1:
         return False
+    digits = [int(c) for c in text]
     doubled = [d * 2 - 9 if d > 4 else d * 2 for d in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
@@ -80,7 +89,7 @@ def is_ip(text: str) -> bool:
 
 _KINDS: tuple[tuple[re.Pattern[str], str, Callable[[str], bool]], ...] = (
     (re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}\w{2,24}(?!\w)"), "mail", lambda _: True),
-    (re.compile(r"(?<!\w)[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]{1,4}){3,8}(?!\w)"), "iban", is_iban),
+    (re.compile(r"(?<!\w)[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,30}(?!\w)"), "iban", is_iban),
     (re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)"), "ip", is_ip),
     (re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])"), "ip", is_ip),
     (re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])"), "card", is_card),

@@ -20,6 +20,9 @@ from typing import Any, Protocol
 from ..core.errors import BusyError, LLMasOSError, OverdueError, UnavailableError
 from .buckets import ROWS, SECONDS, SHORT, Buckets
 
+CLOSING = 2.0
+"""Seconds that a step may take until a server goes without its end."""
+
 
 @dataclass(eq=False)
 class Work:
@@ -248,11 +251,11 @@ class Scheduler:
         return "stalled" if time.monotonic() - self._pulse > patience else "busy"
 
     def close(self, reason: LLMasOSError | None = None) -> None:
-        """Refuse new works and give up those that are left; wait for the thread."""
+        """Refuse new works and give up those that are left; wait for the thread, but not for a long step of it."""
         with self._changed:
             self._closing = reason or UnavailableError(f"{self.name} is being closed", retry_after=5)
             self._changed.notify()
-        self._thread.join(timeout=30)
+        self._thread.join(CLOSING)
 
     # -- the thread ---------------------------------------------------------------------------------
 

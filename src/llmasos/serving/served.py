@@ -179,14 +179,23 @@ class Served:
         generator = self.parts.generator
         return generator is not None and not (generator.encodes and self.parts.task is not None)
 
+    def check_writes(self) -> None:
+        """Refuse what no prompt can be given.
+
+        Raises:
+            UsageError: the model does not write.
+        """
+        if not self.writes:
+            raise UsageError(f"{self.name} does not write from prompts", hint="ask it for what /v1/models lists")
+
     async def prompt(self, content: Any, tools: Any = None) -> list[int]:
         """Return a text, or messages (with ``tools`` on offer) through the model's chat template, as tokens.
 
         Raises:
             UsageError: the model does not write, or the template refuses the messages.
         """
-        if not self.writes or self.parts.generator is None:
-            raise UsageError(f"{self.name} does not write from prompts", hint="ask it for what /v1/models lists")
+        self.check_writes()
+        assert self.parts.generator is not None
         check_texts(content)
         found: list[int] = await self._in_pool(self.parts.generator.tokens, content, tools)
         return found
@@ -208,7 +217,7 @@ class Served:
         assert self.parts.generator is not None
         check_writing(prompts, config, more, self._config)
         if (schema := more.get("json_schema")) is not None:
-            await self._in_pool(self._trying.check, schema)
+            await self._trying.check(schema)
         make = partial(self.parts.generator.requests, prompts, config, **more)
         options = {name: value for name, value in more.items() if name != "streams"}
         works = []

@@ -23,7 +23,8 @@ from mcp.shared.exceptions import MCPError
 from ..core.errors import LLMasOSError, UnavailableError, UsageError, did_you_mean
 from ..tasks.base import Field
 from .desk import Desk
-from .rows import OPTIONS, answers_to, check_text, fields_of, plain
+from .limits import check_texts
+from .rows import OPTIONS, answers_to, fields_of, plain
 from .served import Asked, Served
 
 VERBS: Mapping[str, tuple[str, str]] = {
@@ -126,7 +127,7 @@ class Tools:
             if name not in known:
                 raise UsageError(f"there is no argument {name!r}",
                                  hint=f"{did_you_mean(name, known)}known: {', '.join(known)}")  # fmt: skip
-        check_text(given, "the call")
+        check_texts(given)
         if len(json.dumps(given)) > self.desk.config.max_body:
             raise UsageError(f"the call has more than {self.desk.config.max_body} bytes", hint="send less at once")
         served = await self.desk.model(offer.model)
