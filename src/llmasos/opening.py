@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
 from .core.config import ExportConfig, GenerateConfig, PredictConfig, WriteConfig
-from .core.errors import NotFittedError, UsageError
+from .core.errors import BundleError, NotFittedError, ParityError, UsageError
 from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
@@ -224,6 +224,33 @@ class Opened:
         settled = self._write_config({}) if self.task else None
         generator = self._generator(GenerateConfig(**options))
         return Parts(self.tokenizer, generator.limit, self.task, generator=generator, settled=settled, about=about)
+
+    def _compared(self, parts: Parts) -> Parts:
+        """Compare what the server computes with to the golden rows, if there are any; ``about`` says so.
+
+        Raises:
+            BundleError: it gives other answers than the model did when it was saved.
+        """
+        from . import golden
+        from .certificate import check_golden
+
+        kept = golden.read(self.located.path)
+        if kept is not None and self.task is not None and bundle.artifact_of(self._manifest) is None:
+            computing: Any = parts.generator or parts.engine
+            if parts.generator is not None:
+                asked: Any = parts.generator.author([prompt for (prompt,) in kept.ids])
+            else:
+                asked = parts.engine
+                golden.run_together(kept, asked, self.task, self.tokenizer)
+            precision = str(computing.dtype).removeprefix("torch.")
+            try:
+                check_golden(self.located.path, asked, self.task, self.tokenizer, precision)
+            except ParityError as wrong:
+                raise BundleError(
+                    f"{self.ref} does not answer as it did when it was saved: {wrong.message}",
+                    hint="copy or save it again; llmasos verify compares all of its files",
+                ) from wrong
+        return replace(parts, about={**parts.about, "checked": kept is not None})
 
     def _max_length(self, config: PredictConfig | ExportConfig) -> int:
         from .loading import longest_input

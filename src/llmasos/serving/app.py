@@ -31,6 +31,7 @@ from ..core.errors import (
     DataError,
     LLMasOSError,
     OverdueError,
+    ParityError,
     RemoteError,
     TooLongError,
     UnavailableError,
@@ -131,7 +132,8 @@ def failure_of(error: BaseException) -> Failure:
     for kind, status, code in (
         (OverdueError, 504, "timeout"), (UnknownModelError, 404, "model_not_found"),
         (TooLongError, 400, "context_length_exceeded"), (UsageError, 400, "invalid_value"),
-        (DataError, 400, "invalid_value"), (BundleError, 503, "model_damaged"), (RemoteError, 503, "model_unreachable"),
+        (DataError, 400, "invalid_value"), (BundleError, 503, "model_damaged"), (ParityError, 503, "model_damaged"),
+        (RemoteError, 503, "model_unreachable"),
     ):  # fmt: skip
         if isinstance(error, kind):
             return Failure(status, code, text)
