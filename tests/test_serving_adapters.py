@@ -145,7 +145,7 @@ def test_adapters_of_several_tasks_answer_as_each_alone(answering: Server, answe
         route = {"mood": "classify", "tags": "tag"}[name]
         response = answering.http.post(f"/v1/{route}", json={"model": name, "inputs": text})
         assert response.status_code == 200, response.text
-        return response.json()["results"][0]
+        return response.json()["result"]
 
     asked = mixed([*answerers], texts) * 3
     with ThreadPoolExecutor(16) as pool:
@@ -240,7 +240,7 @@ def test_an_adapter_whose_base_has_moved_lies_on_the_one_that_is_served(
     folder = adapted(moved, "text-classification", tmp_path / "adapter", seed=2)
     shutil.rmtree(moved)
     with serving({"base": answerers["base"]}, adapters={"mood": folder}) as server:
-        answer = server.http.post("/v1/classify", json={"model": "mood", "inputs": "a good day"}).json()["results"][0]
+        answer = server.http.post("/v1/classify", json={"model": "mood", "inputs": "a good day"}).json()["result"]
     wanted = LLM.from_pretrained(folder, base=answerers["base"]).predict("a good day", precision="float32")
     assert answer["label"] == wanted.label
     assert isinstance(LLM.from_pretrained(folder).task, TextClassificationTask)

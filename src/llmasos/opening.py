@@ -226,14 +226,15 @@ class Opened:
         return Parts(self.tokenizer, generator.limit, self.task, generator=generator, settled=settled, about=about)
 
     def _compared(self, parts: Parts) -> Parts:
-        """Compare what the server computes with to the golden rows, if there are any; ``about`` says so.
+        """Compare the weights, and the answers to the golden rows, with what was saved; ``about`` says if there are any.
 
         Raises:
-            BundleError: it gives other answers than the model did when it was saved.
+            BundleError: the weights were changed, or what computes them gives other answers.
         """
         from . import golden
         from .certificate import check_golden
 
+        bundle.verify(self.located.path, ending=".safetensors")
         kept = golden.read(self.located.path)
         if kept is not None and self.task is not None and bundle.artifact_of(self._manifest) is None:
             computing: Any = parts.generator or parts.engine

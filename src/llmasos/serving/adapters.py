@@ -30,7 +30,10 @@ def over(adapters: Mapping[str, Opened], models: Mapping[str, Opened]) -> dict[s
     from ..loading import weight_hashes
 
     peft()
-    hashes = {name: weight_hashes(model.located.path) for name, model in models.items()}
+    hashes = {
+        name: weight_hashes(model.located.path) for name, model in models.items()
+        if not bundle.is_adapter(model.located.path) and bundle.artifact_of(model._manifest) is None
+    }  # fmt: skip
     out: dict[str, dict[str, Opened]] = {}
     for name, adapter in adapters.items():
         if name in models:

@@ -72,9 +72,7 @@ def _lifespan(desk: Desk) -> Callable[[FastAPI], Any]:
     async def whole(app: FastAPI) -> AsyncIterator[None]:
         del app
         try:
-            for shelf in desk.shelves.values():
-                if shelf.pinned:
-                    await desk.model(shelf.name)
+            await desk.open_pinned()
             yield
         finally:
             await asyncio.get_running_loop().run_in_executor(None, desk.close)
@@ -377,10 +375,19 @@ def run(
 
 
 def listen(config: uvicorn.Config, desk: Desk, *, started: Callable[[str], None]) -> None:
-    """Listen until a signal; then drain."""
+    """Open what is to stay open, and listen until a signal; then drain.
+
+    Raises:
+        LLMasOSError: a model cannot be opened, or does not answer as it did when it was saved.
+    """
     server = _Uvicorn(config, desk)
 
     async def whole() -> None:
+        try:
+            await desk.open_pinned()  # before the server's own start, which would tell of an error in its own words
+        except BaseException:
+            desk.close()
+            raise
         serving = asyncio.create_task(server.serve())
         while not server.started and not serving.done():
             await asyncio.sleep(0.02)

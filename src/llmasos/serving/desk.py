@@ -109,6 +109,12 @@ class Desk:
             assert shelf.served is not None
             return shelf.served
 
+    async def open_pinned(self) -> None:
+        """Open what is to stay open; errors as for ``model``."""
+        for shelf in self.shelves.values():
+            if shelf.pinned:
+                await self.model(shelf.name)
+
     def _with_adapters(self, shelf: Shelf) -> list[Shelf]:
         return [shelf, *(one for one in self.shelves.values() if one.base is shelf)]
 
