@@ -238,8 +238,11 @@ class Opened:
         kept = golden.read(self.located.path)
         if kept is not None and self.task is not None and bundle.artifact_of(self._manifest) is None:
             computing: Any = parts.generator or parts.engine
+            if (kept.answers is None) == self.task.generates:
+                raise BundleError(f"the golden rows in {self.located.path} are of another task",
+                                  hint="copy or save it again")  # fmt: skip
             if parts.generator is not None:
-                asked: Any = parts.generator.author([prompt for (prompt,) in kept.ids])
+                asked: Any = parts.generator.author([ids[0] for ids in kept.ids])
             else:
                 asked = parts.engine
                 golden.run_together(kept, asked, self.task, self.tokenizer)

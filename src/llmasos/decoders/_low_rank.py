@@ -37,7 +37,7 @@ class LowRank:
     """
 
     def __init__(self, members: Sequence[Sequence[Any]], dtype: torch.dtype) -> None:
-        downs, ups, scales = [], [], []
+        downs, ups, owners = [], [], []
         for member, layers in enumerate(members):
             sizes = [len(under(layer).weight) for layer in layers]
             for number, layer in enumerate(layers):
@@ -46,13 +46,12 @@ class LowRank:
                 (name,) = layer.active_adapters
                 down, part = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
                 up = part.new_zeros(sum(sizes), len(down))
-                up[sum(sizes[:number]) : sum(sizes[: number + 1])] = part
-                scale = down.new_zeros(len(members), len(down))
-                scale[member] = layer.scaling[name]
-                downs, ups, scales = [*downs, down], [*ups, up], [*scales, scale]
+                up[sum(sizes[:number]) : sum(sizes[: number + 1])] = part * layer.scaling[name]
+                downs, ups, owners = [*downs, down], [*ups, up], [*owners, *[member] * len(down)]
         self.down, self.up = torch.cat(downs).to(dtype), torch.cat(ups, 1).to(dtype)
-        self.scales = torch.cat(scales, 1).to(dtype)  # (members, columns)
+        # of each member's columns 1, of others' 0: (members, columns)
+        self.own = torch.eye(len(members), dtype=dtype, device=self.down.device)[:, owners]
 
     def __call__(self, x: Tensor, members: Tensor) -> Tensor:
         """Return what each row's own model adds; ``members``: which one it is, (rows,)."""
-        return functional.linear(functional.linear(x, self.down) * self.scales[members], self.up)
+        return functional.linear(functional.linear(x, self.down).mul_(self.own[members]), self.up)
