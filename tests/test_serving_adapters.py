@@ -41,12 +41,13 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A base that writes, and adapters over it: two that can write side by side, and one that cannot."""
     folder = tmp_path_factory.mktemp("writers")
     base = save_tiny(folder / "base", "AutoModelForCausalLM", max_length=512)
-    return {
-        "base": base,
-        "one": adapted(base, "text-generation", folder / "one"),
-        "two": adapted(base, "text-generation", folder / "two", seed=7, adapter_rank=3, adapter_targets="q_proj,down_proj"),
-        "other": adapted(base, "text-generation", folder / "other", adapter="dora", seed=3),
-    }  # fmt: skip
+    different: dict[str, dict[str, Any]] = {
+        "one": {},
+        "two": {"seed": 7, "adapter_rank": 3, "adapter_targets": "q_proj,down_proj"},
+        "other": {"seed": 3, "adapter": "dora"},
+    }
+    made = {name: adapted(base, "text-generation", folder / name, **own) for name, own in different.items()}
+    return {"base": base, **made}
 
 
 @pytest.fixture(scope="module")

@@ -224,9 +224,10 @@ def test_a_stream_that_is_left_costs_no_further_step(folders: dict[str, Path]) -
         scheduler, steps, go = _gated(server)
         before = scheduler.counts.tokens_written
         body = {"model": "writer", "prompt": "a good day", "max_tokens": 3000, "temperature": 0, "stream": True}
-        with httpx2.Client(base_url=server.url, timeout=60) as http, http.stream(
-            "POST", "/v1/completions", json=body
-        ) as answer:
+        with (
+            httpx2.Client(base_url=server.url, timeout=60) as http,
+            http.stream("POST", "/v1/completions", json=body) as answer,
+        ):
             assert answer.status_code == 200
             assert waited(lambda: steps.count > 1)
         assert waited(lambda: any(work.left for work in scheduler._lane.running))

@@ -226,7 +226,7 @@ class Opened:
         return Parts(self.tokenizer, generator.limit, self.task, generator=generator, settled=settled, about=about)
 
     def _compared(self, parts: Parts) -> Parts:
-        """Compare the weights, and the answers to the golden rows, with what was saved; ``about`` says if there are any.
+        """Compare the weights, and the answers to golden rows, with what was saved; ``about`` says if there are any.
 
         Raises:
             BundleError: the weights were changed, or what computes them gives other answers.

@@ -37,7 +37,9 @@ class LowRank:
     """
 
     def __init__(self, members: Sequence[Sequence[Any]], dtype: torch.dtype) -> None:
-        downs, ups, owners = [], [], []
+        downs: list[Tensor] = []
+        ups: list[Tensor] = []
+        owners: list[int] = []
         for member, layers in enumerate(members):
             sizes = [len(under(layer).weight) for layer in layers]
             for number, layer in enumerate(layers):
@@ -47,7 +49,9 @@ class LowRank:
                 down, part = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
                 up = part.new_zeros(sum(sizes), len(down))
                 up[sum(sizes[:number]) : sum(sizes[: number + 1])] = part * layer.scaling[name]
-                downs, ups, owners = [*downs, down], [*ups, up], [*owners, *[member] * len(down)]
+                downs.append(down)
+                ups.append(up)
+                owners += [member] * len(down)
         self.down, self.up = torch.cat(downs).to(dtype), torch.cat(ups, 1).to(dtype)
         # of each member's columns 1, of others' 0: (members, columns)
         self.own = torch.eye(len(members), dtype=dtype, device=self.down.device)[:, owners]

@@ -267,9 +267,7 @@ class _LlamaDecoder:
         self.cos = cos[0, :, None].to(self.dtype)
         self.sin = (sin[0, :, None] * sign).to(self.dtype)
 
-    def _projected(
-        self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor, which: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _projected(self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
         """Return rotated queries, (tokens, heads, width), and rotated keys beside values."""
         normed = functional.rms_norm(x, (x.shape[1],), layer.norms[0], self.epsilon)
         qkv = layer.qkv(normed, which).view(len(x), -1, self.width)

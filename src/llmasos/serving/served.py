@@ -25,7 +25,7 @@ from .answering import Answering, Rows, decoded, encoded
 from .grammar import Trying
 from .guard import Entry
 from .limits import check_count, check_texts, check_writing
-from .scheduler import Scheduler, Work
+from .scheduler import Lane, Scheduler, Work
 
 if TYPE_CHECKING:
     from ..generation.generator import Generator
@@ -93,17 +93,11 @@ class Served:
     ) -> None:  # fmt: skip
         self.name, self.parts, self._config, self._pool, self._trying = name, parts, config, pool, trying
         self.created = int(time.time())
-        if base is not None and (base.parts.generator is None) == (parts.generator is None):
-            self.scheduler = base.scheduler
-            return
-        if parts.generator is not None:
-            from .writing import Writing
-
-            lane: Any = Writing(most_rows=config.max_streams, most_tokens=config.max_cache_tokens,
-                                kept=config.max_prefix_tokens)  # fmt: skip
-        else:
-            lane = Answering(batch_size=config.batch_size, most_tokens=config.max_batch_tokens)
-        self.scheduler = Scheduler(name, lane, most_waiting=config.max_waiting, most_tokens=config.max_waiting_tokens)
+        self.scheduler: Scheduler = (
+            base.scheduler if base is not None and (base.parts.generator is None) == (parts.generator is None)
+            else Scheduler(name, _lane(parts, config), most_waiting=config.max_waiting,
+                           most_tokens=config.max_waiting_tokens)
+        )  # fmt: skip
 
     # -- answers ------------------------------------------------------------------------------------
 
@@ -286,3 +280,13 @@ class Served:
     def close(self) -> None:
         """Stop computing; what waits is told."""
         self.scheduler.close()
+
+
+def _lane(parts: Parts, config: ServeConfig) -> Lane:
+    if parts.generator is None:
+        return Answering(batch_size=config.batch_size, most_tokens=config.max_batch_tokens)
+    from .writing import Writing
+
+    return Writing(
+        most_rows=config.max_streams, most_tokens=config.max_cache_tokens, kept=config.max_prefix_tokens
+    )  # fmt: skip
