@@ -61,7 +61,7 @@ class _Llama:
         if config.hidden_act not in _ACTIVATIONS:
             return f"its activation is {config.hidden_act}"
         whole: Any = model
-        if type(whole.model.embed_tokens) is not nn.Embedding or type(whole.lm_head) is not nn.Linear:
+        if not isinstance(whole.model.embed_tokens, nn.Embedding) or type(whole.lm_head) is not nn.Linear:
             return "its words carry an adapter"
         if any(type(m) is not nn.Linear and not adds(m) for layer in _layers(model) for m in _linear_of(layer)):
             return "its linear layers carry adapters other than LoRA"
