@@ -23,8 +23,9 @@ class Server(NamedTuple):
 
 @contextmanager
 def serving(
-    models: Mapping[str, Path], *, guard: Any = None, watch: Any = None, pinned: tuple[str, ...] = (), **options: Any
-) -> Iterator[Server]:
+    models: Mapping[str, Path], *, adapters: Mapping[str, Path] | None = None, guard: Any = None, watch: Any = None,
+    pinned: tuple[str, ...] = (), **options: Any,
+) -> Iterator[Server]:  # fmt: skip
     """Serve model folders until the block ends; ``watch`` makes of a desk what watches it."""
     from llmasos import LLM
     from llmasos.core.config import ServeConfig
@@ -33,7 +34,10 @@ def serving(
     from llmasos.serving.start import _tls, desk_of
 
     config = ServeConfig.of({"port": 0, "precision": "float32", "threads": 1, **options})
-    desk = desk_of({name: LLM.from_pretrained(path) for name, path in models.items()}, config, pinned)
+    opened, over = (
+        {name: LLM.from_pretrained(path) for name, path in some.items()} for some in (models, adapters or {})
+    )
+    desk = desk_of(opened, config, pinned, over)
     told = watch(desk) if watch else None
     server = _Uvicorn(server_config(desk, guard or Guard(), version="test", watch=told, **_tls(config)), desk)
     listening, failed = threading.Event(), []

@@ -82,6 +82,10 @@ def test_the_record_of_a_run_has_the_version_of_peft(folder):
     assert record["versions"]["peft"] == peft.__version__
 
 
+def test_an_adapter_is_saved_with_golden_rows(folder):
+    assert LLM.from_pretrained(folder).verify().golden.relative < 1e-3
+
+
 def test_it_learns(base):
     model = tuned(base, epochs=20, learning_rate=0.01)
     assert model.evaluate(ROWS, threads=1).metrics["accuracy"].value >= 0.9

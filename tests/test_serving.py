@@ -299,10 +299,11 @@ def test_readiness_needs_models_and_liveness_needs_steps(server: Server) -> None
 
 def test_a_stalled_model_is_told_from_an_idle_and_a_busy_one(folders: dict[str, Path]) -> None:
     with serving({"mood": folders["mood"]}) as server:
-        scheduler = server.desk.shelves["mood"].served.scheduler
+        served = server.desk.shelves["mood"].served
+        scheduler, engine = served.scheduler, served.parts.engine
         assert scheduler.state(0.0) == "idle"
-        stop, compute = threading.Event(), scheduler._lane._engine.together
-        scheduler._lane._engine.together = lambda batches: (stop.wait(20), compute(batches))[1]
+        stop, compute = threading.Event(), engine.together
+        engine.together = lambda batches: (stop.wait(20), compute(batches))[1]
         thread = threading.Thread(target=lambda: server.http.post("/v1/classify", json={"inputs": "a"}))
         thread.start()
         until = time.monotonic() + 10
@@ -316,7 +317,7 @@ def test_a_stalled_model_is_told_from_an_idle_and_a_busy_one(folders: dict[str, 
 
 def test_an_engine_that_fails_answers_with_an_error_and_goes_on(folders: dict[str, Path]) -> None:
     with serving({"mood": folders["mood"]}) as server:
-        engine = server.desk.shelves["mood"].served.scheduler._lane._engine
+        engine = server.desk.shelves["mood"].served.parts.engine
         good = engine.together
 
         def bad(batches: Any) -> Any:

@@ -131,9 +131,10 @@ def test_tokens_a_minute_are_limited_by_what_was_read(server: Server, keys: KeyF
 
 def test_requests_at_once_are_limited(server: Server, keys: KeyFile) -> None:
     one = keys.add("one", concurrent=1)
-    lane = server.desk.shelves["base"].served.scheduler._lane
-    stop, compute = threading.Event(), lane._engine.together
-    lane._engine.together = lambda batches: (stop.wait(20), compute(batches))[1]
+    served = server.desk.shelves["base"].served
+    lane, engine = served.scheduler._lane, served.parts.engine
+    stop, compute = threading.Event(), engine.together
+    engine.together = lambda batches: (stop.wait(20), compute(batches))[1]
     answers: list[httpx2.Response] = []
     thread = threading.Thread(target=lambda: answers.append(httpx2.post(
         f"{server.url}/v1/similarity", json=PAIRS, headers={"x-api-key": one}, timeout=60)))  # fmt: skip
@@ -143,7 +144,7 @@ def test_requests_at_once_are_limited(server: Server, keys: KeyFile) -> None:
     second = ask(server, one)
     stop.set()
     thread.join()
-    lane._engine.together = compute
+    engine.together = compute
     assert (second.status_code, second.headers["retry-after"]) == (429, "1")
     assert answers[0].status_code == 200
     assert [ask(server, one).status_code for _ in range(5)] == [200] * 5

@@ -155,9 +155,10 @@ def test_a_model_that_writes_is_counted_by_its_tokens(watched: Watched) -> None:
 def test_states_memory_and_queues_are_told_as_they_are(watched: Watched) -> None:
     server = watched.server
     embed(server)
-    lane = server.desk.shelves["base"].served.scheduler._lane
-    stop, compute = threading.Event(), lane._engine.together
-    lane._engine.together = lambda batches: (stop.wait(20), compute(batches))[1]
+    served = server.desk.shelves["base"].served
+    lane, engine = served.scheduler._lane, served.parts.engine
+    stop, compute = threading.Event(), engine.together
+    engine.together = lambda batches: (stop.wait(20), compute(batches))[1]
     thread = threading.Thread(target=embed, args=(server,))
     thread.start()
     while not lane.running:
@@ -165,7 +166,7 @@ def test_states_memory_and_queues_are_told_as_they_are(watched: Watched) -> None
     busy = numbers(server)
     stop.set()
     thread.join()
-    lane._engine.together = compute
+    engine.together = compute
     idle = numbers(server)
     assert (busy.of("model_state", "base", "busy"), busy.of("model_state", "base", "idle")) == (1, 0)
     assert (idle.of("model_state", "base", "busy"), idle.of("model_state", "base", "idle")) == (0, 1)

@@ -223,6 +223,12 @@ def compare(golden: Golden, engine: Engine | Author, task: Task, tokenizer: Any)
     return worst
 
 
+def run_together(golden: Golden, engine: Engine, task: Task, tokenizer: Any) -> None:
+    """Run all golden rows in one batch, so that an engine that proves itself on its first rows has several."""
+    encoded = _encoded(task, tokenizer, golden.rows, golden.max_length)
+    engine.outputs(gather(encoded, np.arange(len(encoded))))
+
+
 def _check_tokens(golden: Golden, ids: list[list[list[int]]], numbers: list[int]) -> None:
     """Raise where the tokenizer, or the chat template, makes other tokens of the rows than it did."""
     if len(ids) != len(golden.ids):

@@ -55,7 +55,11 @@ _TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "spiece*", "sentencepiece*")
 
 def longest_input(folder: Path, tokenizer: Any) -> int:
     """Return how many tokens the model can take, special tokens included."""
-    config = load_config(folder)
+    return longest_of(load_config(folder), tokenizer)
+
+
+def longest_of(config: Any, tokenizer: Any) -> int:
+    """Return how many tokens a model of this configuration can take, special tokens included."""
     positions = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
     padding = getattr(config, "pad_token_id", None)
     return longest(config.model_type, positions, padding, tokenizer.model_max_length)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
 from .core.config import ExportConfig, GenerateConfig, PredictConfig, WriteConfig
-from .core.errors import NotFittedError, UsageError
+from .core.errors import BundleError, NotFittedError, ParityError, UsageError
 from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
@@ -225,6 +225,37 @@ class Opened:
         settled = self._write_config({}) if answers else None
         generator = self._generator(GenerateConfig(**options))
         return Parts(self.tokenizer, generator.limit, answers, generator=generator, settled=settled, about=about)
+
+    def _compared(self, parts: Parts) -> Parts:
+        """Compare the weights, and the answers to golden rows, with what was saved; ``about`` says if there are any.
+
+        Raises:
+            BundleError: the weights were changed, or what computes them gives other answers.
+        """
+        from . import golden
+        from .certificate import check_golden
+
+        bundle.verify(self.located.path, ending=".safetensors")
+        kept = golden.read(self.located.path)
+        if kept is not None and self.task is not None and bundle.artifact_of(self._manifest) is None:
+            computing: Any = parts.generator or parts.engine
+            if (kept.answers is None) == self.task.generates:
+                raise BundleError(f"the golden rows in {self.located.path} are of another task",
+                                  hint="copy or save it again")  # fmt: skip
+            if parts.generator is not None:
+                asked: Any = parts.generator.author([ids[0] for ids in kept.ids])
+            else:
+                asked = parts.engine
+                golden.run_together(kept, asked, self.task, self.tokenizer)
+            precision = str(computing.dtype).removeprefix("torch.")
+            try:
+                check_golden(self.located.path, asked, self.task, self.tokenizer, precision)
+            except ParityError as wrong:
+                raise BundleError(
+                    f"{self.ref} does not answer as it did when it was saved: {wrong.message}",
+                    hint="copy or save it again; llmasos verify compares all of its files",
+                ) from wrong
+        return replace(parts, about={**parts.about, "checked": kept is not None})
 
     def _max_length(self, config: PredictConfig | ExportConfig) -> int:
         from .loading import longest_input

@@ -16,7 +16,7 @@ from . import __version__, golden
 from .architectures._adapters import attached, described, load, write
 from .core import bundle
 from .core.errors import LLMasOSError
-from .loading import longest_input, quiet
+from .loading import longest_of, quiet
 from .metrics.base import Report
 from .tasks.base import Task
 
@@ -50,7 +50,7 @@ def save(
 def _write_golden(path: Path, model: Any, tokenizer: Any, task: Task) -> None:
     """Write the golden rows; a model that cannot give any (of ten tokens at most, or not finite) is saved without."""
     with suppress(LLMasOSError):
-        golden.make(model, task, tokenizer, longest_input(path, tokenizer)).write(path)
+        golden.make(model, task, tokenizer, longest_of(model.config, tokenizer)).write(path)
 
 
 def tokenizer_contract(path: Path, tokenizer: Any) -> dict[str, Any]:

@@ -179,6 +179,25 @@ def load(model: Any, path: Path, *, heads: bool = True) -> None:
     model.load_state_dict(in_full, strict=False)
 
 
+def share(model: Any, base: Any) -> None:
+    """Let a model have the very weights of another, wherever its own are the same numbers."""
+    there = {_bare(name, base): weight for name, weight in base.named_parameters()}
+    taken: dict[int, Any] = {}
+    for name, weight in model.named_parameters():
+        other = there.get(_bare(name, model))
+        if other is not None and (other.dtype, other.device) == (weight.dtype, weight.device) and other.equal(weight):
+            taken[id(weight)] = other
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and id(weight) in taken:
+                module._parameters[name] = taken[id(weight)]
+
+
+def _bare(name: str, model: Any) -> str:
+    """Return the name of a weight as it is below any head and without adapters."""
+    return str(name.replace(".base_layer.", ".").removeprefix(f"{model.base_model_prefix}."))
+
+
 def fold(model: Any) -> None:
     """Add the adapter into the weights it lies on and take its layers away: a plain model remains.
 

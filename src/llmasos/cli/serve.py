@@ -15,6 +15,7 @@ from .output import say
 EXAMPLES = """
 llmasos serve my-model
 llmasos serve my-model chat=starter-chat --port 8080
+llmasos serve base=org/model --adapter formal=my-adapter --adapter brief=other-adapter
 llmasos serve my-model-onnx-int8 --memory 2GB
 llmasos serve my-model --host 0.0.0.0 --ssl-certfile cert.pem --ssl-keyfile key.pem
 llmasos serve --behind sagemaker
@@ -27,6 +28,10 @@ def run(
         list[str] | None, typer.Argument(metavar="MODEL...", help="models, or NAME=MODEL for another name")
     ] = None,
     *,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="an adapter of one of the models, over the same weights in memory"),
+    ] = None,
     pin: Annotated[list[str] | None, typer.Option(help="open this model at once, and keep it open")] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="a host name by which the server may be asked for")
@@ -58,10 +63,12 @@ def run(
     if cloud is not None:
         say(f"whoever reaches port {config.port} may ask: {cloud} must be the only one")
     opened = {name: LLM.from_pretrained(ref) for name, ref in named(models).items()}
-    say(f"opening {', '.join(opened)}")
+    adapters = {name: LLM.from_pretrained(ref) for name, ref in named(adapter or []).items()}
+    say(f"opening {', '.join([*opened, *adapters])}")
     serve(
         opened,
         config,
+        adapters=adapters,
         pinned=pin or [],
         hosts=allow_host or [],
         origins=allow_origin or [],

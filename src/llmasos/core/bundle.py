@@ -108,14 +108,15 @@ def artifact_of(manifest: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return found
 
 
-def verify(folder: Path) -> None:
-    """Compare every file with the digest that ``llmasos.json`` holds; a folder without one passes.
+def verify(folder: Path, *, ending: str = "") -> None:
+    """Compare every file whose name ends so with the digest that ``llmasos.json`` holds; a folder without one passes.
 
     Raises:
         BundleError: names the files that are missing or were changed.
     """
     manifest = read_manifest(folder)
-    hashes: dict[str, str] = manifest.get("files", {}) if manifest else {}
+    files: dict[str, str] = manifest.get("files", {}) if manifest else {}
+    hashes = {name: value for name, value in files.items() if name.endswith(ending)}
     missing = [name for name in hashes if not (Path(folder) / name).is_file()]
     changed = [name for name, value in hashes.items() if name not in missing and digest(Path(folder) / name) != value]
     if missing or changed:

@@ -19,6 +19,7 @@ class Exported:
     """The decoder of a ``Stepper``; see ``base.py``."""
 
     prefixes: Prefixes | None = None
+    members: Sequence[int] | None = None
 
     def __init__(self, stepper: Stepper, how: str) -> None:
         self._stepper: Any = stepper

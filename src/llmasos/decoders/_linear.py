@@ -8,6 +8,7 @@ it is ``F.linear``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,11 +16,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ._low_rank import LowRank, adds, under
+
 
 class Linear:
-    """Weights of one or more linear layers side by side. (rows, in) -> (rows, sum of outs)."""
+    """Weights of one or more linear layers side by side. (rows, in) -> (rows, sum of outs).
 
-    def __init__(self, layers: list[Any], dtype: torch.dtype) -> None:
+    Args:
+        layers: plain, or with what LoRA adds to them.
+        dtype: the precision of the work.
+        others: of other models over the same weights, the same layers.
+    """
+
+    def __init__(self, layers: list[Any], dtype: torch.dtype, others: Sequence[list[Any]] = ()) -> None:
+        adapted = any(adds(layer) for member in (layers, *others) for layer in member)
+        self.low_rank = LowRank([layers, *others], dtype) if adapted else None
+        layers = [under(layer) for layer in layers]
         weights = [layer.weight.detach() for layer in layers]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         self.weight = weight.to(dtype).contiguous()
@@ -29,11 +41,13 @@ class Linear:
         if self.blocked:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return x W^T + b."""
+    def __call__(self, x: Tensor, members: Tensor | None = None) -> Tensor:
+        """Return x W^T + b, and what is added to it for the model of each row, ``members``, (rows,)."""
         if self.blocked:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
-        return functional.linear(x, self.weight, self.bias)
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        else:
+            out = functional.linear(x, self.weight, self.bias)
+        return out if self.low_rank is None or members is None else out.add_(self.low_rank(x, members))
 
 
 def _biases(layers: list[Any], dtype: torch.dtype) -> Tensor | None:

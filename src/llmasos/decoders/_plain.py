@@ -31,6 +31,7 @@ class _DecoderOnly:
     how = ""
     start: int | None = None
     prefixes: Prefixes | None = None
+    members: Sequence[int] | None = None
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -7,6 +7,7 @@ each prompt alone. The tolerance covers the order of summation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,27 +43,44 @@ class Proof(NamedTuple):
 
 
 @torch.inference_mode()
-def prove(model: nn.Module, family: Family, prompts: Sequence[Sequence[int]]) -> Proof:
-    """Compare on a few prompts, and on beginnings of them."""
-    was_training = model.training
-    model.eval()
-    single = next(model.parameters()).dtype
-    texts, device = _few(prompts), next(model.parameters()).device
+def prove(models: Sequence[nn.Module], family: Family, prompts: Sequence[Sequence[int]]) -> Proof:
+    """Compare on a few prompts, and on beginnings of them; each model of one decoder on all, rows of others beside."""
+    were_training = [model.training for model in models]
+    own = next(models[0].parameters())
+    texts, worst = _few(prompts), 0.0
     try:
-        wanted = [model(torch.tensor([ids], device=device)).logits[0].float() for ids in texts]
-        decoder = family.bind(model, torch.float32 if single == torch.float32 else single)
-        got = _stepped(decoder, texts)
+        wanted = [[_last(model.eval(), ids, own.device) for ids in texts] for model in models]
+        decoder = family.bind(models[0], own.dtype, models[1:])
+        for turn in range(len(models)):
+            members = [(turn + row) % len(models) for row in range(len(texts))]
+            expected = torch.stack([wanted[member][row] for row, member in enumerate(members)])
+            worst = max(worst, _apart(expected, _stepped(decoder, texts, members)), key=_size)
     except Exception as error:  # a model of a shape that nobody foresaw: transformers' own forward serves it
         return Proof(float("nan"), f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     finally:
-        model.train(was_training)
-    expected = torch.stack([logits[-STEPS - 1 :] for logits in wanted])
-    return Proof(float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-6)))
+        for model, was in zip(models, were_training, strict=True):
+            model.train(was)
+    return Proof(worst)
 
 
-def _stepped(decoder: Decoder, texts: list[list[int]]) -> Tensor:
+def _last(model: nn.Module, ids: list[int], device: torch.device) -> Tensor:
+    """Return transformers' logits of the last places of a text, (steps + 1, vocabulary)."""
+    return model(torch.tensor([ids], device=device)).logits[0, -STEPS - 1 :].float()  # type: ignore[no-any-return]
+
+
+def _apart(expected: Tensor, got: Tensor) -> float:
+    return float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-6))
+
+
+def _size(difference: float) -> float:
+    return float("inf") if math.isnan(difference) else difference
+
+
+def _stepped(decoder: Decoder, texts: list[list[int]], members: list[int]) -> Tensor:
     """Return the logits of the last places of each text, (texts, steps + 1, vocabulary)."""
+    decoder.members = members
     out = [decoder.begin([ids[:-STEPS] for ids in texts], STEPS)]
+    decoder.members = None
     device = out[0].device
     for back in range(STEPS, 0, -1):
         if back == 2:  # rows come back, and in another order, as beams do

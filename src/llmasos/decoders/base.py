@@ -8,7 +8,7 @@ with transformers' own cache (``_plain.py``). Nothing here chooses tokens: ``gen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..core import plugins
 
@@ -28,6 +28,8 @@ class Decoder(Protocol):
     """What an encoder-decoder model writes on from; None is the model's own."""
     prefixes: Prefixes | None
     """What was read before, where it is to be kept."""
+    members: Sequence[int] | None
+    """Of a decoder of several models, which of them computes each of the next prompts; None is the first."""
 
     @property
     def joins(self) -> bool:
@@ -63,6 +65,7 @@ class Alone:
 
     joins: bool = False
     prefixes: Prefixes | None = None
+    members: Sequence[int] | None = None
 
     def join(
         self, prompts: Sequence[Sequence[int]], room: int, rows: Sequence[int], salts: Sequence[str] | None = None
@@ -77,8 +80,11 @@ class Family(Protocol):
     def reason_against(self, model: nn.Module) -> str | None:
         """Return why this model cannot be served, or None if it can."""
 
-    def bind(self, model: nn.Module, dtype: torch.dtype) -> Decoder:
-        """Return a decoder over the model's weights in this precision; the model itself stays as it is."""
+    def bind(self, model: nn.Module, dtype: torch.dtype, others: Sequence[nn.Module] = ()) -> Decoder:
+        """Return a decoder over the model's weights in this precision; the model itself stays as it is.
+
+        ``others``: models over the same weights, with adapters of their own, which are its further ``members``.
+        """
 
 
 def find(model: nn.Module) -> tuple[Family | None, str]:
@@ -103,17 +109,55 @@ def open_decoder(model: nn.Module, dtype: torch.dtype, prompts: Sequence[Sequenc
         speed: "auto", or "plain" for transformers' own forward always.
     """
     from ._plain import plain
-    from ._proof import prove
 
-    precision = str(dtype).removeprefix("torch.")
     family, reason = find(model) if speed == "auto" else (None, "asked for")
     if family is not None:
-        proof = prove(model, family, prompts)
-        if proof.holds:
-            decoder = family.bind(model, dtype)
-            decoder.how = f"{precision}, {reason}"
+        decoder, reason = _proven([model], dtype, prompts, family, reason)
+        if decoder is not None:
             return decoder
-        reason = proof.why_not
     decoder = plain(model, dtype)
-    decoder.how = f"{precision}, transformers' forward: {reason}"
+    decoder.how = f"{_name(dtype)}, transformers' forward: {reason}"
     return decoder
+
+
+class Together(NamedTuple):
+    """One decoder of several models: its members are the models at these places."""
+
+    decoder: Decoder
+    places: list[int]
+
+
+def open_together(
+    models: Sequence[nn.Module], dtype: torch.dtype, prompts: Sequence[Sequence[int]]
+) -> Together | None:  # fmt: skip
+    """Return one decoder of the first model and of those that add to its weights, proven for each; None without such.
+
+    Arguments as for ``open_decoder``.
+    """
+    family, reason = find(models[0])
+    weights = {id(one) for one in models[0].parameters()}
+    places = [
+        place for place, model in enumerate(models)
+        if weights <= {id(one) for one in model.parameters()} and find(model)[0] is family
+    ]  # fmt: skip
+    if family is None or len(places) < 2:
+        return None
+    decoder, _ = _proven([models[place] for place in places], dtype, prompts, family, reason)
+    return None if decoder is None else Together(decoder, places)
+
+
+def _proven(
+    models: Sequence[nn.Module], dtype: torch.dtype, prompts: Sequence[Sequence[int]], family: Family, reason: str
+) -> tuple[Decoder | None, str]:
+    from ._proof import prove
+
+    proof = prove(models, family, prompts)
+    if not proof.holds:
+        return None, proof.why_not
+    decoder = family.bind(models[0], dtype, models[1:])
+    decoder.how = f"{_name(dtype)}, {reason}"
+    return decoder, reason
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ._linear import Linear
+from ._low_rank import adds
 from ._prefixes import BLOCK, Prefixes
 from .base import Decoder
 
@@ -59,23 +60,31 @@ class _Llama:
             return f"its positions are of type {config.rope_parameters['rope_type']}"
         if config.hidden_act not in _ACTIVATIONS:
             return f"its activation is {config.hidden_act}"
-        if any(type(m) is not nn.Linear for layer in _layers(model) for m in _linear_of(layer)):
-            return "its linear layers carry adapters"
+        whole: Any = model
+        if not isinstance(whole.model.embed_tokens, nn.Embedding) or type(whole.lm_head) is not nn.Linear:
+            return "its words carry an adapter"
+        if any(type(m) is not nn.Linear and not adds(m) for layer in _layers(model) for m in _linear_of(layer)):
+            return "its linear layers carry adapters other than LoRA"
         return None
 
-    def bind(self, model: nn.Module, dtype: torch.dtype) -> Decoder:
+    def bind(self, model: nn.Module, dtype: torch.dtype, others: Sequence[nn.Module] = ()) -> Decoder:
         """Return a decoder over weights laid out for it."""
-        return _LlamaDecoder(model, dtype)
+        return _LlamaDecoder(model, dtype, others)
 
 
 def _layers(model: Any) -> Any:
     return model.model.layers
 
 
-def _linear_of(layer: Any) -> Iterator[nn.Module]:
+def _products(layer: Any) -> tuple[list[Any], ...]:
+    """Return the linear layers of each product."""
     attention, mlp = layer.self_attn, layer.mlp
-    yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+    return qkv, [attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]
+
+
+def _linear_of(layer: Any) -> Iterator[nn.Module]:
+    return (module for product in _products(layer) for module in product)
 
 
 class _LlamaDecoder:
@@ -85,7 +94,7 @@ class _LlamaDecoder:
     prefixes: Prefixes | None = None
 
     @torch.inference_mode()
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, others: Sequence[Any] = ()) -> None:
         config = model.config
         self.dtype, self.device = dtype, model.lm_head.weight.device
         self.embed, self.rotary = model.model.embed_tokens, model.model.rotary_emb
@@ -96,23 +105,27 @@ class _LlamaDecoder:
         self.activation = _ACTIVATIONS[config.hidden_act]
         self.epsilon = float(config.rms_norm_eps)
         self.offset = 1.0 if config.model_type == "gemma" else 0.0
-        self.layers = [self._laid_out(layer) for layer in model.model.layers]
+        self.layers = [self._laid_out(*same) for same in zip(*map(_layers, (model, *others)), strict=True)]
         self.norm = self._norm_weight(model.model.norm)
         self.head = Linear([model.lm_head], dtype)
         self.cos = self.sin = torch.empty(0)
         self.cache: list[Tensor] = []  # of each layer: (rows, keys and values, places, head width)
+        self.members: Sequence[int] | None = None
+        self.which = torch.empty(0, dtype=torch.int64)  # of each row, the model that computes it
 
-    def _laid_out(self, layer: Any) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
+    def _laid_out(self, layer: Any, *others: Any) -> _Layer:
+        """Lay a layer out, and what the same layer of other models adds to it."""
+        attention = layer.self_attn
+        (qkv, output, up, down), *more = map(_products, (layer, *others))
         heads = None
         if hasattr(attention, "q_norm"):
             query, key = self._norm_weight(attention.q_norm), self._norm_weight(attention.k_norm)
             heads = torch.stack([query] * self.queries + [key] * self.keys)
         return _Layer(
-            qkv=Linear([attention.q_proj, attention.k_proj, attention.v_proj], self.dtype),
-            output=Linear([attention.o_proj], self.dtype),
-            up=Linear([mlp.gate_proj, mlp.up_proj], self.dtype),
-            down=Linear([mlp.down_proj], self.dtype),
+            qkv=Linear(qkv, self.dtype, [one[0] for one in more]),
+            output=Linear(output, self.dtype, [one[1] for one in more]),
+            up=Linear(up, self.dtype, [one[2] for one in more]),
+            down=Linear(down, self.dtype, [one[3] for one in more]),
             norms=(self._norm_weight(layer.input_layernorm), self._norm_weight(layer.post_attention_layernorm)),
             head_norms=heads,
         )
@@ -128,6 +141,7 @@ class _LlamaDecoder:
         """Read prompts; see ``decoders/base.py``."""
         self.at = max(map(len, prompts))
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        self.which = self._members(len(prompts))
         self.cache = []
         self._lay_out(self.at, _rounded(self.at + room))
         return self._logits(self._prompts(prompts, range(len(prompts)), salts))
@@ -139,8 +153,9 @@ class _LlamaDecoder:
         """Read more prompts into some rows; see ``decoders/base.py``."""
         new = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         here = torch.tensor(rows, device=self.device)
-        lengths = torch.cat([self.lengths, self.lengths.new_zeros(max(0, rows[-1] + 1 - len(self.lengths)))])
-        lengths[here] = new
+        more = self.lengths.new_zeros(max(0, rows[-1] + 1 - len(self.lengths)))
+        lengths, self.which = torch.cat([self.lengths, more]), torch.cat([self.which, more])
+        lengths[here], self.which[here] = new, self._members(len(prompts))
         places, self.lengths = self.cache[0].shape[2], lengths
         longest = int(lengths.max())
         if longest > self.at or self.at + room > places:  # all move, to have room for so many steps more
@@ -149,6 +164,10 @@ class _LlamaDecoder:
         else:
             self._lay_out(self.at, places)
         return self._logits(self._prompts(prompts, rows, salts))
+
+    def _members(self, prompts: int) -> Tensor:
+        """Return which model computes each of some new prompts."""
+        return torch.tensor(self.members or [0] * prompts, device=self.device)
 
     def _lay_out(self, at: int, places: int) -> None:
         """Have every row end at ``at`` in arrays of so many places; what was read stays."""
@@ -184,7 +203,7 @@ class _LlamaDecoder:
 
     def _known(self, prompt: Sequence[int], row: int, salt: str) -> int:
         """Put what is known of a prompt's beginning into its row; return how many tokens that are."""
-        blocks = self.prefixes.find(salt, prompt) if self.prefixes else []
+        blocks = self.prefixes.find(self._salt(salt, row), prompt) if self.prefixes else []
         for number, block in enumerate(blocks):
             at = self.at - len(prompt) + BLOCK * number
             for cache, values in zip(self.cache, block, strict=True):
@@ -199,7 +218,11 @@ class _LlamaDecoder:
         def read(start: int) -> Tensor:
             return torch.stack([cache[row, :, begin + start : begin + start + BLOCK] for cache in self.cache])
 
-        self.prefixes.keep(salt, prompt, read)
+        self.prefixes.keep(self._salt(salt, row), prompt, read)
+
+    def _salt(self, salt: str, row: int) -> str:
+        """Let nothing that one model has read be taken for another's."""
+        return f"{int(self.which[row])} {salt}"
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
@@ -211,20 +234,20 @@ class _LlamaDecoder:
         cos, sin = self.cos[self.lengths], self.sin[self.lengths]  # (rows, 1, head width)
         rows, keys = len(ids), self.keys
         for layer, cache in zip(self.layers, self.cache, strict=True):
-            query, both = self._projected(x, layer, cos, sin)
+            query, both = self._projected(x, layer, cos, sin, self.which)
             cache[:, :, place] = both
             query = query.view(rows, keys, self.queries // keys, self.width)
             context = functional.scaled_dot_product_attention(
                 query, cache[:, :keys, :until], cache[:, keys:, :until], mask, scale=self.scale
             )
-            x = self._rest(x, context.reshape(rows, -1), layer)
+            x = self._rest(x, context.reshape(rows, -1), layer, self.which)
         self.at, self.lengths = place + 1, self.lengths + 1
         return self._logits(x)
 
     @torch.inference_mode()
     def select(self, rows: Tensor) -> None:
         """Go on with these rows; see ``decoders/base.py``."""
-        self.lengths, self.mask = self.lengths[rows], self.mask[rows]
+        self.lengths, self.mask, self.which = self.lengths[rows], self.mask[rows], self.which[rows]
         for number, cache in enumerate(self.cache):
             fresh = cache if len(rows) == len(cache) else cache.new_zeros(len(rows), *cache.shape[1:])
             fresh[:, :, : self.at] = cache[:, :, : self.at].index_select(0, rows)
@@ -244,10 +267,10 @@ class _LlamaDecoder:
         self.cos = cos[0, :, None].to(self.dtype)
         self.sin = (sin[0, :, None] * sign).to(self.dtype)
 
-    def _projected(self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def _projected(self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
         """Return rotated queries, (tokens, heads, width), and rotated keys beside values."""
         normed = functional.rms_norm(x, (x.shape[1],), layer.norms[0], self.epsilon)
-        qkv = layer.qkv(normed).view(len(x), -1, self.width)
+        qkv = layer.qkv(normed, which).view(len(x), -1, self.width)
         turning = qkv[:, : self.queries + self.keys]
         if layer.head_norms is not None:
             turning = functional.rms_norm(turning, (self.width,), None, self.epsilon) * layer.head_norms
@@ -256,12 +279,12 @@ class _LlamaDecoder:
         both[:, : self.keys] = turned[:, self.queries :]
         return turned[:, : self.queries], both
 
-    def _rest(self, x: Tensor, context: Tensor, layer: _Layer) -> Tensor:
+    def _rest(self, x: Tensor, context: Tensor, layer: _Layer, which: Tensor) -> Tensor:
         """From attention's context to the layer's output. (tokens, hidden)."""
-        x = layer.output(context).add_(x)
-        up = layer.up(functional.rms_norm(x, (x.shape[1],), layer.norms[1], self.epsilon))
+        x = layer.output(context, which).add_(x)
+        up = layer.up(functional.rms_norm(x, (x.shape[1],), layer.norms[1], self.epsilon), which)
         gate, up = up.chunk(2, dim=1)
-        return layer.down(self.activation(gate).mul_(up)).add_(x)
+        return layer.down(self.activation(gate).mul_(up), which).add_(x)
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.head(functional.rms_norm(x, (x.shape[1],), self.norm, self.epsilon)).float()
@@ -276,10 +299,12 @@ class _LlamaDecoder:
         ids = torch.tensor([*(i for prompt in prompts for i in prompt), *[prompts[0][0]] * fill], device=self.device)
         places = (past + place for length, past in sizes for place in range(length))
         positions = torch.tensor([*places, *[0] * fill], device=self.device)
+        lengths = torch.tensor([*map(len, prompts), fill], device=self.device)
+        which = self.which[torch.tensor([*rows, rows[0]], device=self.device)].repeat_interleave(lengths)
         x: Tensor = self.embed(ids).to(self.dtype)
         cos, sin = self.cos[positions], self.sin[positions]
         for layer, cache in zip(self.layers, self.cache, strict=True):
-            query, both = self._projected(x, layer, cos, sin)
+            query, both = self._projected(x, layer, cos, sin, which)
             context = torch.zeros(len(x), self.queries * self.width, dtype=self.dtype, device=self.device)
             for begin, first, count, (length, past) in _runs(sizes):
                 at, here = slice(begin, begin + count * length), rows[first : first + count]
@@ -291,7 +316,7 @@ class _LlamaDecoder:
                 q = query[at].view(count, length, -1, self.width).transpose(1, 2)
                 out = self._attended(q, kv[:, : self.keys], kv[:, self.keys :])
                 context[at] = out.transpose(1, 2).reshape(count * length, -1)
-            x = self._rest(x, context, layer)
+            x = self._rest(x, context, layer, which)
         last = torch.tensor([length for length, _ in sizes], device=self.device).cumsum(0) - 1
         return x.index_select(0, last)
 

@@ -127,15 +127,15 @@ def score_targets(author: Author, batch: Batch, *, encodes: bool) -> NDArray[np.
 
 
 class Stepping:
-    """The ``Stepper`` of a torch decoder: for comparing the model itself."""
+    """The ``Stepper`` of a torch decoder: for comparing the model itself, or the ``member`` of several."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: Decoder, member: int = 0) -> None:
+        self._decoder, self._member = decoder, member
         self.start: int | None = None
 
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> NDArray[np.float32]:
         """Read prompts."""
-        self._decoder.start = self.start
+        self._decoder.start, self._decoder.members = self.start, [self._member] * len(prompts)
         return self._decoder.begin(prompts, room).cpu().numpy()
 
     def step(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -14,12 +14,14 @@ from typing import Any, ClassVar, cast
 
 import torch
 
+from ..architectures._adapters import share
 from ..core.config import GenerateConfig
 from ..core.errors import TooLongError, UsageError
 from ..decoders._exported import Exported
 from ..decoders._plain import start_of
-from ..decoders.base import Decoder, open_decoder
-from ..engines.base import Searcher, Stepper
+from ..decoders.base import Decoder, open_decoder, open_together
+from ..engines._writing import Stepping, author_of
+from ..engines.base import Author, Searcher, Stepper
 from ..loading import load_config, longest_input
 from ..tasks.base import Generation
 from . import sampling
@@ -56,8 +58,9 @@ class Generator:
         self.model, self.tokenizer, self.limit = model, tokenizer, limit
         self.encodes = bool(model.config.is_encoder_decoder)
         self.ends = ends_of(model, tokenizer)
-        self._dtype, self._speed = getattr(torch, precision), speed
+        self.dtype, self._speed = getattr(torch, precision), speed
         self._decoder = decoder
+        self._member = 0  # of the decoder's models
 
     @property
     def how(self) -> str:
@@ -161,6 +164,7 @@ class Generator:
                     writer=Writer(self.tokenizer, stop, streams=streams),
                     random=sampling.generator(config.seed, copies[key]),
                     grammar=None if json_schema is None else self._grammar(json_schema),
+                    member=self._member,
                 )
             )
             copies[key] += 1
@@ -168,10 +172,27 @@ class Generator:
 
     def decoder(self, requests: Sequence[Request]) -> Decoder:
         """Return what writes, proven on these requests if it is the first time."""
+        return self.opened([request.prompt for request in requests])
+
+    def opened(self, prompts: Sequence[Sequence[int]]) -> Decoder:
+        """Return what writes, proven on these prompts if it is the first time."""
         if self._decoder is None:
-            prompts = [request.prompt for request in requests]
-            self._decoder = open_decoder(self.model, self._dtype, prompts, speed=self._speed)
+            self._decoder = open_decoder(self.model, self.dtype, prompts, speed=self._speed)
         return self._decoder
+
+    @property
+    def models(self) -> list[Any]:
+        """The transformers models that compute: a copy in another precision too, once it is open."""
+        copied = getattr(self._decoder, "model", self.model)
+        return [self.model] if copied is self.model else [self.model, copied]
+
+    def author(self, prompts: Sequence[Sequence[int]]) -> Author:
+        """Return what writes as golden rows ask for it."""
+        return author_of(Stepping(self.opened(prompts), self._member))
+
+    def writes_beside(self, other: Generator) -> bool:
+        """Say whether the texts of both can be written side by side."""
+        return self is other or (self._decoder is not None and self._decoder is other._decoder)
 
     def _grammar(self, json_schema: Any) -> Any:
         from .schema import json_grammar
@@ -203,6 +224,22 @@ def opened(model: Any, tokenizer: Any, folder: Path, config: GenerateConfig) -> 
     precision, _ = hardware.pick_precision(config.precision, device)
     limit = longest_input(folder, tokenizer)
     return Generator(model.to(device).eval(), tokenizer, limit, precision=precision, speed=config.speed)
+
+
+def join(generators: Sequence[Generator], prompts: Sequence[Sequence[int]]) -> None:
+    """Let models over the same weights write side by side, where that is proven on these prompts.
+
+    One that cannot, such as a DoRA, writes by itself, as if it were alone.
+    """
+    first = generators[0]
+    found = open_together([one.model for one in generators], first.dtype, prompts) if first._speed == "auto" else None
+    if found is not None:
+        for member, place in enumerate(found.places):
+            generators[place]._decoder, generators[place]._member = found.decoder, member
+    first.opened(prompts)
+    for one in generators[1:]:
+        one.opened(prompts)
+        share(one.models[-1], first.models[-1])  # copies in another precision too
 
 
 class _Files:

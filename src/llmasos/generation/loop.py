@@ -72,6 +72,8 @@ class Request:
     grammar: Grammar | None = None
     salt: str | None = None
     """With whom it may share what was read of a prompt before; None for nobody."""
+    member: int = 0
+    """Which model writes, where the decoder is of several."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     likeliest: list[Chances] = field(default_factory=list)
@@ -123,14 +125,14 @@ class Running:
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._rows: list[Request] = []
         self._logits = torch.empty(0)
 
     @property
     def joins(self) -> bool:
         """Whether others can join now."""
-        return self._decoder.joins or not self.going
+        return self.decoder.joins or not self.going
 
     @property
     def going(self) -> int:
@@ -142,14 +144,15 @@ class Running:
         prompts = [request.prompt for request in requests]
         room = max(request.rules.max_new_tokens for request in requests)
         salts = None if any(request.salt is None for request in requests) else [str(one.salt) for one in requests]
+        self.decoder.members = [request.member for request in requests]
         if not self.going:
             start = requests[0].rules.start
-            self._decoder.start = None if start is None else start[0]
-            self._rows, self._logits = list(requests), self._decoder.begin(prompts, room, salts)
+            self.decoder.start = None if start is None else start[0]
+            self._rows, self._logits = list(requests), self.decoder.begin(prompts, room, salts)
             return
         free = [row for row, request in enumerate(self._rows) if request.finish_reason]
         rows = [*free, *range(len(self._rows), len(self._rows) + len(requests))][: len(requests)]
-        found = self._decoder.join(prompts, room, rows, salts)
+        found = self.decoder.join(prompts, room, rows, salts)
         more = max(0, rows[-1] + 1 - len(self._rows))
         self._rows += requests[len(requests) - more :]
         self._logits = torch.cat([self._logits, self._logits.new_empty(more, self._logits.shape[1])])
@@ -170,9 +173,9 @@ class Running:
             self._rows = []
             return
         if len(going) <= 0.75 * len(rows):
-            self._decoder.select(torch.tensor(going, device=self._logits.device))
+            self.decoder.select(torch.tensor(going, device=self._logits.device))
             self._rows, tokens = [rows[row] for row in going], [tokens[row] for row in going]
-        self._logits = self._decoder.step(torch.tensor(tokens, device=self._logits.device))
+        self._logits = self.decoder.step(torch.tensor(tokens, device=self._logits.device))
 
 
 def _chosen(logits: Tensor, rows: Sequence[Request]) -> list[int]:
@@ -326,6 +329,7 @@ class _Search:
 def _beams(decoder: Decoder, requests: Sequence[Request], rules: Rules) -> Iterator[Piece | Done]:
     """Search the likeliest texts: ``num_beams`` of each request go on at every step."""
     decoder.start = None if rules.start is None else rules.start[0]
+    decoder.members = [request.member for request in requests]
     logits = decoder.begin([request.prompt for request in requests], rules.max_new_tokens)
     count, device = rules.num_beams, logits.device
     first = torch.full((count,), -1e9, device=device)

@@ -97,10 +97,13 @@ class OpenAI(Protocol):
 def _model(desk: Desk, shelf: Shelf) -> dict[str, Any]:
     """Return what is known of a model; what it can do, once it is open."""
     about: dict[str, Any] = {"id": shelf.name, "object": "model", "created": int(desk.started), "owned_by": "llmasos"}
+    if shelf.base is not None:
+        about["parent"] = shelf.base.name
     if shelf.served is not None:
         parts = shelf.served.parts
         about |= {"max_model_len": parts.max_length, "task": parts.task.tag if parts.task else None,
-                  "writes": shelf.served.writes, "embeds": parts.embeds is not None}  # fmt: skip
+                  "writes": shelf.served.writes, "embeds": parts.embeds is not None,
+                  "checked": bool(parts.about.get("checked"))}  # fmt: skip
     return about
 
 

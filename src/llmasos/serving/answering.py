@@ -24,12 +24,15 @@ class Rows:
     """Rows of one request, as tokens.
 
     Args:
+        task, engine: the model that they are for.
         rows, encoding: what the task decodes outputs with.
         part: their examples.
         done: how many examples have been computed.
         outputs: what was computed of them, sequence by sequence.
     """
 
+    task: Task
+    engine: Engine
     rows: Sequence[Row]
     encoding: Encoding
     part: Encoded
@@ -42,7 +45,9 @@ class Rows:
         return self.part.tokens - int(self.part.offsets[self.done * self.part.group])
 
 
-def encoded(task: Task, tokenizer: Any, rows: Sequence[Row], max_length: int, *, truncate: bool) -> Rows:
+def encoded(
+    task: Task, engine: Engine, tokenizer: Any, rows: Sequence[Row], max_length: int, *, truncate: bool
+) -> Rows:  # fmt: skip
     """Return rows as tokens.
 
     Raises:
@@ -62,20 +67,18 @@ def encoded(task: Task, tokenizer: Any, rows: Sequence[Row], max_length: int, *,
             f"input {cut + 1} has {length} tokens, and the model takes at most {max_length}",
             hint="shorten it, or allow it to be cut with truncate=true",
         )
-    return Rows(rows, encoding, flattened(encoding, task.group))
+    return Rows(task, engine, rows, encoding, flattened(encoding, task.group))
 
 
 class Answering:
-    """The lane of a model that answers.
+    """The lane of a model that answers, and of adapters over it: their batches take turns.
 
     Args:
-        engine, task: the model.
         batch_size: sequences computed at once.
         most_tokens: tokens computed before new requests are looked at.
     """
 
-    def __init__(self, engine: Engine, task: Task, *, batch_size: int, most_tokens: int) -> None:
-        self._engine, self._task = engine, task
+    def __init__(self, *, batch_size: int, most_tokens: int) -> None:
         self._batch_size, self._most_tokens = batch_size, most_tokens
         self._works: list[Work] = []
 
@@ -94,8 +97,9 @@ class Answering:
 
     def advance(self, counts: Counts) -> list[Work]:
         """Compute a part of each work."""
-        group = self._works[0].content.part.group  # pairs and single texts take turns
-        works = [work for work in self._works if work.content.part.group == group]
+        first: Rows = self._works[0].content
+        engine, task, group = first.engine, first.task, first.part.group
+        works = [work for work in self._works if _alike(work.content, first)]
         taken, share = [], max(1, self._most_tokens // len(works))
         for work in works:
             rows: Rows = work.content
@@ -103,7 +107,7 @@ class Answering:
             taken.append((work, rows.done, rows.done + max(1, int(np.searchsorted(lengths, share, side="right")))))
         parts = [work.content.part.part(start, stop) for work, start, stop in taken]
         merged = together(parts)
-        found = in_order(self._task, merged, computed(self._engine, merged, self._batch_size))
+        found = in_order(task, merged, computed(engine, merged, self._batch_size))
         counts.steps, counts.rows = counts.steps + 1, counts.rows + len(merged)
         counts.tokens_read += merged.tokens
         at, ended = 0, []
@@ -114,7 +118,8 @@ class Answering:
             if rows.done == len(rows.part):
                 work.say(rows)
                 ended.append(work)
-        self._works = [work for work in self._works if work not in ended]
+        others = [work for work in self._works if work not in works]
+        self._works = others + [work for work in works if work not in ended]  # whoever waited is next
         return ended
 
     def drop(self, works: list[Work], counts: Counts) -> None:
@@ -127,7 +132,13 @@ class Answering:
         self._works = []
 
 
-def decoded(task: Task, rows: Rows) -> list[Any]:
+def _alike(one: Rows, other: Rows) -> bool:
+    """Say whether rows can be computed in one batch: of one model, pairs or single texts."""
+    return one.engine is other.engine and one.part.group == other.part.group
+
+
+def decoded(rows: Rows) -> list[Any]:
     """Return one prediction a row, of outputs."""
+    task = rows.task
     outputs = rows.outputs if task.output in ("token", "vocabulary") else np.asarray(rows.outputs, dtype=np.float32)
     return task.decode(outputs, rows.encoding, rows.rows)

@@ -32,6 +32,7 @@ from ..core.errors import (
     DataError,
     LLMasOSError,
     OverdueError,
+    ParityError,
     RemoteError,
     TooLongError,
     UnavailableError,
@@ -78,9 +79,7 @@ def _lifespan(desk: Desk) -> Callable[[FastAPI], Any]:
     async def whole(app: FastAPI) -> AsyncIterator[None]:
         del app
         try:
-            for shelf in desk.shelves.values():
-                if shelf.pinned:
-                    await desk.model(shelf.name)
+            await desk.open_pinned()
             yield
         finally:
             await asyncio.get_running_loop().run_in_executor(None, desk.close)
@@ -158,7 +157,8 @@ def _failure_of(error: BaseException) -> Failure:
     for kind, status, code in (
         (OverdueError, 504, "timeout"), (UnknownModelError, 404, "model_not_found"),
         (TooLongError, 400, "context_length_exceeded"), (UsageError, 400, "invalid_value"),
-        (DataError, 400, "invalid_value"), (BundleError, 503, "model_damaged"), (RemoteError, 503, "model_unreachable"),
+        (DataError, 400, "invalid_value"), (BundleError, 503, "model_damaged"), (ParityError, 503, "model_damaged"),
+        (RemoteError, 503, "model_unreachable"),
     ):  # fmt: skip
         if isinstance(error, kind):
             return Failure(status, code, text)
@@ -405,10 +405,19 @@ def run(
 
 
 def listen(config: uvicorn.Config, desk: Desk, *, started: Callable[[str], None]) -> None:
-    """Listen until a signal; then drain."""
+    """Open what is to stay open, and listen until a signal; then drain.
+
+    Raises:
+        LLMasOSError: a model cannot be opened, or does not answer as it did when it was saved.
+    """
     server = _Uvicorn(config, desk)
 
     async def whole() -> None:
+        try:
+            await desk.open_pinned()  # before the server's own start, which would tell of an error in its own words
+        except BaseException:
+            desk.close()
+            raise
         serving = asyncio.create_task(server.serve())
         while not server.started and not serving.done():
             await asyncio.sleep(0.02)

@@ -45,12 +45,14 @@ class Shelf:
         opens: opens it.
         pinned: whether it stays open.
         bytes: what it took when it was opened; before that, what its files have.
+        base: of an adapter, the model that it lies on, with which it is opened and closed.
     """
 
     name: str
     opens: Callable[[], Parts]
     bytes: int
     pinned: bool = False
+    base: Shelf | None = None
     served: Served | None = None
     used: float = 0.0
     opened_seconds: float = 0.0
@@ -99,14 +101,25 @@ class Desk:
             UnavailableError: it does not fit into memory beside those that are at work, or cannot be opened.
         """
         shelf = self.shelf(name)
-        shelf.used = time.monotonic()
-        async with shelf.lock:
-            if shelf.served is None or shelf.served.scheduler.state(1e9) == "closed":
-                await self._open(shelf)
+        whole = shelf.base or shelf
+        whole.used = time.monotonic()
+        async with whole.lock:
+            if whole.served is None or whole.served.scheduler.state(1e9) == "closed":
+                await self._open(whole)
             assert shelf.served is not None
             return shelf.served
 
+    async def open_pinned(self) -> None:
+        """Open what is to stay open; errors as for ``model``."""
+        for shelf in self.shelves.values():
+            if shelf.pinned:
+                await self.model(shelf.name)
+
+    def _with_adapters(self, shelf: Shelf) -> list[Shelf]:
+        return [shelf, *(one for one in self.shelves.values() if one.base is shelf)]
+
     async def _open(self, shelf: Shelf) -> None:
+        """Open a model, and the adapters over it."""
         async with self._room:
             self._make_room(shelf)
             before, start = hardware.resident_memory(), time.monotonic()
@@ -117,24 +130,35 @@ class Desk:
                 raise
             shelf.served = Served(shelf.name, parts, self.config, self._pool, self._trying)
             shelf.opened_seconds, shelf.failed = time.monotonic() - start, None
-            shelf.bytes = max(shelf.bytes, hardware.resident_memory() - before)
+            taken = hardware.resident_memory() - before
+            for name, own in parts.adapters.items():
+                one = self.shelves[name]
+                one.served = Served(name, own, self.config, self._pool, self._trying, shelf.served)
+                one.bytes, taken = own.own_bytes, taken - own.own_bytes
+            shelf.bytes = max(shelf.bytes, taken)
 
     def _make_room(self, wanted: Shelf) -> None:
-        while (used := self.used_bytes) + wanted.bytes > self.memory:
-            idle = [one for one in self.shelves.values()
-                    if one.served and not one.pinned and one.served.scheduler.state(1e9) == "idle"]  # fmt: skip
+        needed = sum(one.bytes for one in self._with_adapters(wanted))
+        while (used := self.used_bytes) + needed > self.memory:
+            idle = [one for one in self.shelves.values() if one.served and not one.base and self._is_idle(one)]
             if not idle:
                 raise UnavailableError(
-                    f"{wanted.name} needs {wanted.bytes / 1e6:,.0f} MB, and {max(0, self.memory - used) / 1e6:,.0f} MB "
+                    f"{wanted.name} needs {needed / 1e6:,.0f} MB, and {max(0, self.memory - used) / 1e6:,.0f} MB "
                     f"of {self.memory / 1e6:,.0f} MB are free",
                     retry_after=5,
                 )
             self._shut(min(idle, key=lambda one: one.used))
 
+    def _is_idle(self, shelf: Shelf) -> bool:
+        """Say whether a model can be closed: it is at no work, nor is an adapter over it, and none is pinned."""
+        return not any(one.pinned or (one.served and one.served.scheduler.state(1e9) != "idle")
+                       for one in self._with_adapters(shelf))  # fmt: skip
+
     def _shut(self, shelf: Shelf) -> None:
-        assert shelf.served is not None
-        shelf.served.close()
-        shelf.served = None
+        for one in self._with_adapters(shelf):
+            if one.served is not None:
+                one.served.close()
+                one.served = None
 
     @property
     def used_bytes(self) -> int:

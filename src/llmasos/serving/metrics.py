@@ -91,11 +91,12 @@ class _Models:
         seconds = [((s.name,), s.opened_seconds) for s in shelves]
         yield _gauge("model_open_seconds", "Seconds that it took to open a model", ("model",), seconds)
         schedulers = [(s.name, s.served.scheduler if s.served else None) for s in shelves]
+        own = [(name, one) for name, one in schedulers if one is not None and one.name == name]  # adapters share
         yield _gauge("model_state", "1 for the state that a model is in", ("model", "state"), [
             ((name, state), state == (one.state(self._patience) if one else "closed"))
             for name, one in schedulers for state in STATES
         ])  # fmt: skip
-        yield from self._at_work([(name, one) for name, one in schedulers if one is not None])
+        yield from self._at_work(own)
 
     def _at_work(self, schedulers: list[tuple[str, Scheduler]]) -> Iterator[Any]:
         for at, name, doc in (

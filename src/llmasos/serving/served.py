@@ -25,7 +25,7 @@ from .answering import Answering, Rows, decoded, encoded
 from .grammar import Trying
 from .guard import Entry
 from .limits import check_count, check_texts, check_writing
-from .scheduler import Scheduler, Work
+from .scheduler import Lane, Scheduler, Work
 
 if TYPE_CHECKING:
     from ..generation.generator import Generator
@@ -45,6 +45,8 @@ class Parts:
         embeds: the task that makes vectors of texts by ``engine``, where it can.
         settled: how answers to rows are written, and what the generator is told besides.
         about: what the server tells of it.
+        adapters: adapters over it, by the names that clients call them.
+        own_bytes: of an adapter, what it takes besides its base.
     """
 
     tokenizer: Any
@@ -55,6 +57,8 @@ class Parts:
     embeds: Task | None = None
     settled: tuple[WriteConfig, dict[str, Any]] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Mapping[str, Parts] = field(default_factory=dict)
+    own_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Asked:
 
 
 class Served:
-    """A loaded model with its scheduler.
+    """A loaded model with its scheduler, which adapters share with their base where both answer, or both write.
 
     Args:
         name: what clients call it.
@@ -81,22 +85,19 @@ class Served:
         config: the server's bounds.
         pool: where texts are tokenised and answers decoded.
         trying: where JSON schemas are tried.
+        base: of an adapter, what it lies on.
     """
 
-    def __init__(self, name: str, parts: Parts, config: ServeConfig, pool: Executor, trying: Trying) -> None:
+    def __init__(
+        self, name: str, parts: Parts, config: ServeConfig, pool: Executor, trying: Trying, base: Served | None = None
+    ) -> None:  # fmt: skip
         self.name, self.parts, self._config, self._pool, self._trying = name, parts, config, pool, trying
         self.created = int(time.time())
-        if parts.generator is not None:
-            from .writing import Writing
-
-            lane: Any = Writing(parts.generator, most_rows=config.max_streams, most_tokens=config.max_cache_tokens,
-                                kept=config.max_prefix_tokens)  # fmt: skip
-        else:
-            assert parts.engine is not None
-            task = parts.task or parts.embeds
-            assert task is not None
-            lane = Answering(parts.engine, task, batch_size=config.batch_size, most_tokens=config.max_batch_tokens)
-        self.scheduler = Scheduler(name, lane, most_waiting=config.max_waiting, most_tokens=config.max_waiting_tokens)
+        self.scheduler: Scheduler = (
+            base.scheduler if base is not None and (base.parts.generator is None) == (parts.generator is None)
+            else Scheduler(name, _lane(parts, config), most_waiting=config.max_waiting,
+                           most_tokens=config.max_waiting_tokens)
+        )  # fmt: skip
 
     # -- answers ------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class Served:
         if options:
             raise UsageError(f"{next(iter(options))} does nothing for {task.tag}", hint="leave it out")
         rows_of = await self._encoded(task, rows, asked)
-        found: list[Any] = await self._in_pool(decoded, task, await self._computed(rows_of, asked))
+        found: list[Any] = await self._in_pool(decoded, await self._computed(rows_of, asked))
         self._keep(asked, rows, found)
         return found
 
@@ -147,7 +148,9 @@ class Served:
     async def _encoded(self, task: Task, rows: Sequence[Row], asked: Asked) -> Rows:
         check_count(len(rows), self._config)
         check_texts(rows)
-        part = partial(encoded, task, self.parts.tokenizer, rows, self.parts.max_length, truncate=asked.truncate)
+        assert self.parts.engine is not None
+        part = partial(encoded, task, self.parts.engine, self.parts.tokenizer, rows, self.parts.max_length,
+                       truncate=asked.truncate)  # fmt: skip
         found: Rows = await self._in_pool(part)
         return found
 
@@ -223,7 +226,8 @@ class Served:
         works = []
         for request in await self._in_pool(make):
             tokens = len(request.prompt) + request.rules.max_new_tokens
-            works.append(Work(asked.key, tokens, Text(request, config, options), asked.deadline))
+            text = Text(self.parts.generator, request, config, options)
+            works.append(Work(asked.key, tokens, text, asked.deadline))
         said: asyncio.Queue[Any] = asyncio.Queue()
         with asked.entry.charged(self.name, works):
             listeners = [asyncio.ensure_future(self._told(number, work, said)) for number, work in enumerate(works)]
@@ -285,3 +289,13 @@ class Served:
     def close(self) -> None:
         """Stop computing; what waits is told."""
         self.scheduler.close()
+
+
+def _lane(parts: Parts, config: ServeConfig) -> Lane:
+    if parts.generator is None:
+        return Answering(batch_size=config.batch_size, most_tokens=config.max_batch_tokens)
+    from .writing import Writing
+
+    return Writing(
+        most_rows=config.max_streams, most_tokens=config.max_cache_tokens, kept=config.max_prefix_tokens
+    )  # fmt: skip

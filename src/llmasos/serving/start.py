@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from ..opening import Opened
     from ..protocols.base import Contract
     from .desk import Desk
-    from .served import Parts
     from .tracing import Tracer
     from .watching import Watch
 
@@ -83,6 +81,7 @@ def serve(
     models: Mapping[str, Opened],
     config: ServeConfig,
     *,
+    adapters: Mapping[str, Opened] | None = None,
     pinned: Sequence[str] = (),
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
@@ -94,6 +93,7 @@ def serve(
     Args:
         models: by the names that clients call them.
         config: bounds.
+        adapters: of one of these models each, by the names that clients call them.
         pinned: what is opened at once and kept open; all if not given.
         hosts: names by which the server may be asked for, see ``guard.py``.
         origins: web pages that may ask.
@@ -108,21 +108,40 @@ def serve(
         from .app import run
     except ImportError as error:
         raise MissingExtraError("a server", install="'llmasos[serve]'") from error
-    guard, tls, desk = guarded(config, hosts, origins), _tls(config), desk_of(models, config, pinned)
+    guard, tls, desk = guarded(config, hosts, origins), _tls(config), desk_of(models, config, pinned, adapters)
     run(desk, guard, version=version, watch=watch_of(desk, version), started=started, **tls)
 
 
-def desk_of(models: Mapping[str, Opened], config: ServeConfig, pinned: Sequence[str] = ()) -> Desk:
-    """Return the desk of some models; all of them stay open where none is named."""
+def desk_of(
+    models: Mapping[str, Opened], config: ServeConfig, pinned: Sequence[str] = (),
+    adapters: Mapping[str, Opened] | None = None,
+) -> Desk:  # fmt: skip
+    """Return the desk of some models, and of adapters over them; all stay open where none is named.
+
+    Raises:
+        UsageError: there is no such model to pin, or an adapter belongs to none of the models.
+        BundleError: an adapter is damaged.
+        MissingExtraError: what adapters need is not installed.
+    """
+    from .adapters import opened, over
     from .desk import Desk, Shelf
 
     options = {name: getattr(config, name) for name in ("precision", "speed", "device", "threads")}
-    if unknown := next((name for name in pinned if name not in models), None):
-        raise UsageError(f"there is no model {unknown!r} to pin", hint=f"known: {', '.join(models)}")
+    lying = over(adapters, models) if adapters else {}
+    names = [*models, *(adapters or ())]
+    if unknown := next((name for name in pinned if name not in names), None):
+        raise UsageError(f"there is no model {unknown!r} to pin", hint=f"known: {', '.join(names)}")
     shelves = {
-        name: Shelf(name, partial(_opened, model, options), _weights(model), pinned=name in (pinned or models))
+        name: Shelf(name, partial(opened, model, lying.get(name, {}), options), _weights(model),
+                    pinned=name in (pinned or names))
         for name, model in models.items()
-    }
+    }  # fmt: skip
+    for base, own in lying.items():
+        shelves |= {
+            name: Shelf(name, shelves[base].opens, _weights(adapter), pinned=name in (pinned or names),
+                        base=shelves[base])
+            for name, adapter in own.items()
+        }  # fmt: skip
     return Desk(shelves, config)
 
 
@@ -143,13 +162,6 @@ def offer(
         over_http(tools, started=started)
     else:
         over_stdio(tools)
-
-
-def _opened(model: Opened, options: Mapping[str, Any]) -> Parts:
-    """Open a model, so that nothing of it stays when it is closed."""
-    fresh = copy(model)
-    fresh._forget()
-    return fresh._parts(options)
 
 
 def guarded(config: ServeConfig, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> Guard:

@@ -27,10 +27,12 @@ class Text:
     """One prompt of a request.
 
     Args:
+        generator: the model.
         request: what the decoding loop is given.
         config, options: the same for a runtime that chooses the tokens itself.
     """
 
+    generator: Generator
     request: Request
     config: GenerateConfig
     options: dict[str, Any]
@@ -47,19 +49,20 @@ class Text:
 
 
 class Writing:
-    """The lane of a model that writes.
+    """The lane of a model that writes, and of adapters over it.
+
+    Those that the decoder computes together are written to side by side; others wait until all before them have ended.
 
     Args:
-        generator: the model.
         most_rows: requests that are written to side by side.
         most_tokens: tokens that they may have together at their longest: what keys and values take memory for.
         kept: tokens of prompts whose keys and values are kept for others of the same key that begin alike.
     """
 
-    def __init__(self, generator: Generator, *, most_rows: int, most_tokens: int, kept: int) -> None:
+    def __init__(self, *, most_rows: int, most_tokens: int, kept: int) -> None:
         self._kept = kept
         self._prefixes: Prefixes | None = None
-        self._generator, self._most_rows, self._most_tokens = generator, most_rows, most_tokens
+        self._most_rows, self._most_tokens = most_rows, most_tokens
         self._works: dict[int, Work] = {}
         self._running: Running | None = None
         self._new: list[Work] = []
@@ -78,17 +81,11 @@ class Writing:
         while len(self._works) + len(self._new) < self._most_rows and (work := take()) is not None:
             fits = used + work.tokens <= self._most_tokens and read + len(work.content.request.prompt) <= READ
             first = self.running[0] if self.running else None
-            if first is not None and not (fits and self._side_by_side(first.content, work.content)):
+            if first is not None and not (fits and _side_by_side(first.content, work.content)):
                 back(work)
                 return
             self._new.append(work)
             used, read = used + work.tokens, read + len(work.content.request.prompt)
-
-    def _side_by_side(self, one: Text, other: Text) -> bool:
-        """Say whether two prompts can be written to together."""
-        if isinstance(self._generator, Searching):
-            return one.config == other.config and one.options == other.options
-        return not one.alone and not other.alone and one.request.rules.start == other.request.rules.start
 
     def advance(self, counts: Counts) -> list[Work]:
         """Read new prompts, and write a token to each request."""
@@ -99,13 +96,14 @@ class Writing:
                 work.content.request.index = self._number
                 self._works[self._number] = work
             counts.tokens_read += sum(len(work.content.request.prompt) for work in new)
-            if isinstance(self._generator, Searching) or new[0].content.alone:
+            generator: Generator = new[0].content.generator
+            if isinstance(generator, Searching) or new[0].content.alone:
                 return self._at_once(new, counts)
             requests = [work.content.request for work in new]
             for work, request in zip(new, requests, strict=True):
                 request.salt = work.key
-            if self._running is None:
-                decoder = self._generator.decoder(requests)
+            decoder = generator.decoder(requests)
+            if self._running is None or self._running.decoder is not decoder:
                 decoder.prefixes = decoder.prefixes or (Prefixes(self._kept) if self._kept else None)
                 self._prefixes, self._running = decoder.prefixes, Running(decoder)
             before = self._prefixes.reused if self._prefixes else 0
@@ -126,12 +124,13 @@ class Writing:
     def _at_once(self, works: Sequence[Work], counts: Counts) -> list[Work]:
         """Write whole answers, which nothing can join."""
         texts: list[Text] = [work.content for work in works]
-        if isinstance(self._generator, Searching):
-            found = self._generator.answers([t.request.prompt for t in texts], texts[0].config, **texts[0].options)
+        generator = texts[0].generator
+        if isinstance(generator, Searching):
+            found = generator.answers([t.request.prompt for t in texts], texts[0].config, **texts[0].options)
             items: list[Any] = [Done(t.request.index, one) for t, one in zip(texts, found, strict=True)]
         else:
             requests = [text.request for text in texts]
-            items = [one for one in generate(self._generator.decoder(requests), requests) if not isinstance(one, Piece)]
+            items = [one for one in generate(generator.decoder(requests), requests) if not isinstance(one, Piece)]
         for item in items:
             self._works[item.number].say(item)
             counts.tokens_written += len(item.generation.tokens)
@@ -152,3 +151,12 @@ class Writing:
     def reset(self) -> None:
         """Forget everything, after an error."""
         self._works, self._new, self._running = {}, [], None
+
+
+def _side_by_side(one: Text, other: Text) -> bool:
+    """Say whether two prompts can be written to together."""
+    if not one.generator.writes_beside(other.generator):
+        return False
+    if isinstance(one.generator, Searching):
+        return one.config == other.config and one.options == other.options
+    return not one.alone and not other.alone and one.request.rules.start == other.request.rules.start
