@@ -14,18 +14,21 @@ from llmasos.exporters.base import Source
 from llmasos.golden import author_of
 from writers import END, byte_tokenizer, tiny_writer
 
-pytest.importorskip("onnxscript", reason="needs llmasos[onnx]")
 pytestmark = pytest.mark.slow
 
 KINDS = ("marian", "bart", "mbart", "t5")
+FORMATS = {"onnx": "onnxscript", "openvino": "openvino"}
+"""Target -> what it needs."""
 TEXTS = ["Once upon a time", "Hi", "The quick brown fox jumps over it", "你好", "a", "Hi there"]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[(target, kind) for target in FORMATS for kind in KINDS], ids="-".join)
 def both(request, tmp_path_factory):
     """Return a tiny random model, and the engine of what was written from it."""
-    exporter, model = plugins.load("exporters", "onnx"), tiny_writer(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
+    target, kind = request.param
+    pytest.importorskip(FORMATS[target], reason=f"needs llmasos[{target}]")
+    exporter, model = plugins.load("exporters", target), tiny_writer(kind)
+    folder = tmp_path_factory.mktemp(kind)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     written = exporter.write(Source(model, TranslationTask(), byte_tokenizer()), folder, "float32")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
