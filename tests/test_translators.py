@@ -65,3 +65,8 @@ def test_rows_are_chosen_with_all_that_they_have_read_and_written(both):
     engine.step(token)
     engine.select(rows)
     np.testing.assert_allclose(engine.step(token[rows]), wanted[rows], atol=1e-5)
+
+
+def test_nobody_joins_a_translation_that_is_under_way(both):
+    _, engine = both
+    assert not engine.joins
