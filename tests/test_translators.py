@@ -70,3 +70,21 @@ def test_rows_are_chosen_with_all_that_they_have_read_and_written(both):
 def test_nobody_joins_a_translation_that_is_under_way(both):
     _, engine = both
     assert not engine.joins
+
+
+def test_openvino_rounds_the_weights_of_both_graphs_and_writes_nearly_the_same(tmp_path):
+    openvino = pytest.importorskip("openvino", reason="needs llmasos[openvino]")
+    exporter, model = plugins.load("exporters", "openvino"), tiny_writer("marian")
+    written = exporter.write(Source(model, TranslationTask(), byte_tokenizer()), tmp_path, "int8")
+    for name in (file for file in written.files if file.endswith(".xml")):
+        kinds = [op.get_element_type().to_string() for op in openvino.Core().read_model(tmp_path / name).get_ops()
+                 if op.get_type_name() == "Constant"]  # fmt: skip
+        assert "u8" in kinds
+    artifact = {"files": written.files, "precision": "int8", **written.more}
+    engine = plugins.load("engines", "openvino")(tmp_path, artifact, pad_id=model.config.pad_token_id,
+                                                 output="vocabulary", threads=1)  # fmt: skip
+    with torch.no_grad():
+        found = author_of(model).written(prompts(), 12, [END])
+    near = steps_of(engine).forced(prompts(), [one.tokens for one in found])
+    differences = [np.abs(here - one.scores).max() for here, one in zip(near, found, strict=True)]
+    assert 1e-5 < max(differences) < 0.2
