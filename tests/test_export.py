@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from llmasos import LLM, TextClassificationTask, errors, golden
+from llmasos import LLM, TextClassificationTask, errors, export, golden
 from llmasos.certificate import TOLERANCES, Tolerance
 from llmasos.cli import main
-from llmasos.core import plugins
+from llmasos.core import llama, plugins
 from llmasos.data.dataset import read
 from llmasos.data.encoding import encode
 from llmasos.engines._apart import Apart
@@ -94,6 +96,17 @@ def test_the_certificate_says_what_was_found(artifact: Path) -> None:
         assert content[name] > 0
     assert content["versions"]["onnxruntime"]
     assert set(content["files"]) == {"onnx/model.onnx"}
+
+
+@pytest.mark.parametrize("target", plugins.names("exporters"))
+def test_versions_are_told_by_the_names_of_distributions(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "version", lambda: "0.3")
+    found = export.versions(target)
+    assert found.pop("llmasos")
+    assert found.pop("llama-cpp-python", None) == ("0.3" if target == "gguf" else None)
+    assert found == {name: metadata.version(name) for name in found}
+    requires = plugins.load("exporters", target).requires
+    assert found.keys() >= {name.replace("_", "-") for name in requires if importlib.util.find_spec(name)}
 
 
 def test_the_options_of_an_export_are_kept_to(

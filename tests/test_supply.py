@@ -178,6 +178,23 @@ def test_a_pack_is_a_modelpack_of_all_files_but_the_run_s(model, tmp_path):
     assert config["config"] == {"architecture": "transformer", "format": "safetensors", "precision": "float32"}
 
 
+@pytest.mark.parametrize(("ref", "source"), [("https://models.test/base", "https://models.test/base"),
+                                             ("org/base", None), ("/home/me/base", None)])  # fmt: skip
+def test_a_pack_s_configuration_has_the_fields_that_the_specification_knows(model, ref, source):
+    manifest = bundle.read_manifest(model)
+    artifact = {"target": "onnx", "engine": "onnxruntime", "precision": "int8", "files": ["model.safetensors"]}
+    bundle.write_manifest(model, manifest | {"base": {"ref": ref}, "artifact": artifact})
+    pack = packing.make(model)
+    config, manifest = json.loads(pack.config.content), json.loads(pack.manifest.content)
+    assert config.keys() == {"descriptor", "config", "modelfs"}
+    assert config["descriptor"] == {"family": "bert", "title": TASK["tag"]} | ({"sourceURL": source} if source else {})
+    assert config["config"] == {"architecture": "transformer", "format": "onnx", "precision": "int8"}
+    assert config["modelfs"] == {"type": "layers", "diffIds": [blob.digest for blob in pack.layers]}
+    assert manifest.keys() == {"schemaVersion", "mediaType", "artifactType", "config", "layers"}
+    assert (manifest["schemaVersion"], manifest["mediaType"]) == (2, packing.MANIFEST_TYPE)
+    assert all(layer.keys() == {"mediaType", "digest", "size", "annotations"} for layer in manifest["layers"])
+
+
 def test_the_same_folder_gives_the_same_bytes(model, saved, tmp_path):
     other = shutil.copytree(saved, tmp_path / "elsewhere")
     for path in other.rglob("*"):

@@ -14,18 +14,21 @@ from llmasos.exporters.base import Source
 from llmasos.golden import author_of
 from writers import END, byte_tokenizer, tiny_writer
 
-pytest.importorskip("onnxscript", reason="needs llmasos[onnx]")
 pytestmark = pytest.mark.slow
 
 KINDS = ("marian", "bart", "mbart", "t5")
+FORMATS = {"onnx": "onnxscript", "openvino": "openvino"}
+"""Target -> what it needs."""
 TEXTS = ["Once upon a time", "Hi", "The quick brown fox jumps over it", "你好", "a", "Hi there"]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[(target, kind) for target in FORMATS for kind in KINDS], ids="-".join)
 def both(request, tmp_path_factory):
     """Return a tiny random model, and the engine of what was written from it."""
-    exporter, model = plugins.load("exporters", "onnx"), tiny_writer(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
+    target, kind = request.param
+    pytest.importorskip(FORMATS[target], reason=f"needs llmasos[{target}]")
+    exporter, model = plugins.load("exporters", target), tiny_writer(kind)
+    folder = tmp_path_factory.mktemp(kind)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     written = exporter.write(Source(model, TranslationTask(), byte_tokenizer()), folder, "float32")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -62,3 +65,26 @@ def test_rows_are_chosen_with_all_that_they_have_read_and_written(both):
     engine.step(token)
     engine.select(rows)
     np.testing.assert_allclose(engine.step(token[rows]), wanted[rows], atol=1e-5)
+
+
+def test_nobody_joins_a_translation_that_is_under_way(both):
+    _, engine = both
+    assert not engine.joins
+
+
+def test_openvino_rounds_the_weights_of_both_graphs_and_writes_nearly_the_same(tmp_path):
+    openvino = pytest.importorskip("openvino", reason="needs llmasos[openvino]")
+    exporter, model = plugins.load("exporters", "openvino"), tiny_writer("marian")
+    written = exporter.write(Source(model, TranslationTask(), byte_tokenizer()), tmp_path, "int8")
+    for name in (file for file in written.files if file.endswith(".xml")):
+        kinds = [op.get_element_type().to_string() for op in openvino.Core().read_model(tmp_path / name).get_ops()
+                 if op.get_type_name() == "Constant"]  # fmt: skip
+        assert "u8" in kinds
+    artifact = {"files": written.files, "precision": "int8", **written.more}
+    engine = plugins.load("engines", "openvino")(tmp_path, artifact, pad_id=model.config.pad_token_id,
+                                                 output="vocabulary", threads=1)  # fmt: skip
+    with torch.no_grad():
+        found = author_of(model).written(prompts(), 12, [END])
+    near = steps_of(engine).forced(prompts(), [one.tokens for one in found])
+    differences = [np.abs(here - one.scores)[:, 0].max() for here, one in zip(near, found, strict=True)]
+    assert 1e-5 < max(differences) < 0.2

@@ -53,6 +53,7 @@ _NEON = (
     "numbers a cycle"
 )
 _TENSOR = "the rate of its tensor cores for float16 also holds for bfloat16"
+_ORIN = "dense int8 = half of the sparse rate, float16 half of that; float32 = cores x clock x 2"
 
 
 def _gpu(float32: float, half: float, int8: float) -> dict[str, float]:
@@ -67,15 +68,16 @@ TABLE = (
     Device(
         "pixel-8", "Google Pixel 8: the large and middle cores of Tensor G3", 8e9, 0.5, 51.2e9, _cpu(2.45e11),
         ("Google, Pixel 8 technical specifications, October 2023 (8 GB LPDDR5X, Tensor G3)",
+         "PhoneArena, Tensor G3, October 2023 (1 Cortex-X3 at 2.91 GHz, 4 Cortex-A715 at 2.37 GHz, 4 Cortex-A510)",
          "Arm, Cortex-X3 and Cortex-A715 software optimization guides, 2022 (4 and 2 pipes of 128 bits)"),
         f"bandwidth = 64 bits at 6400 MT/s, the slower of what LPDDR5X runs at; {_NEON}; 1 x 2.91 GHz and 4 x 2.37 GHz",
     ),
     Device(
         "iphone-15", "Apple iPhone 15: the two performance cores of A16 Bionic", 6e9, 0.5, 51.2e9, _cpu(2.21e11),
         ("Apple, iPhone 15 technical specifications, September 2023 (A16 Bionic)",
-         "JEDEC, JESD209-5 LPDDR5, 2019 (6400 MT/s)"),
-        f"memory is 6 GB by teardowns, Apple names none; bandwidth = 64 bits at 6400 MT/s; {_NEON}; 2 x 3.46 GHz with "
-        "4 pipes each",
+         "CPU-Boss, Apple A16 Bionic, 2022 (2 cores at 3.46 GHz, up to 6 GB of LPDDR5 at 3200 MHz on 4 x 16 bits)"),
+        f"memory is the most that A16 takes, Apple names none; bandwidth = 64 bits at 6400 MT/s; {_NEON}; 2 x 3.46 GHz "
+        "with 4 pipes each, which nobody has published",
     ),
     Device(
         "raspberry-pi-5", "Raspberry Pi 5 with 8 GB: four Cortex-A76", 8e9, 0.85, 17.1e9, _cpu(1.54e11),
@@ -90,9 +92,17 @@ TABLE = (
         f"bandwidth = 32 bits at 4267 MT/s; {_NEON}; 4 x 2.4 GHz with 2 pipes each",
     ),
     Device(
-        "jetson-orin-nano", "NVIDIA Jetson Orin Nano, 8 GB", 8e9, 0.8, 68e9, _gpu(1.28e12, 1.0e13, 2.0e13),
+        "jetson-orin-nano", "NVIDIA Jetson Orin Nano, 8 GB, at its first clocks", 8e9, 0.8, 68e9,
+        _gpu(1.28e12, 1.0e13, 2.0e13),
         ("NVIDIA, Jetson Orin Nano series data sheet, 2023 (68 GB/s, 1,024 cores at 625 MHz, 40 sparse int8 TOPS)",),
-        "dense int8 = half of the sparse rate, float16 half of that; float32 = cores x clock x 2",
+        _ORIN,
+    ),
+    Device(
+        "jetson-orin-nano-super", "NVIDIA Jetson Orin Nano, 8 GB, at the clocks of JetPack 6.1", 8e9, 0.8, 102e9,
+        _gpu(2.09e12, 1.67e13, 3.35e13),
+        ("NVIDIA, Jetson Orin Nano Super Developer Kit data sheet, December 2024 (102 GB/s, 1,024 cores at 1,020 MHz, "
+         "67 sparse int8 TOPS)",),
+        _ORIN,
     ),
     Device(
         "macbook-air-m2", "Apple M2 with 8 GB: its graphics processor", 8e9, 0.65, 100e9,
@@ -110,7 +120,8 @@ TABLE = (
     Device(
         "g4dn.xlarge", "AWS g4dn.xlarge: NVIDIA T4, 16 GB", 16e9, 0.92, 300e9,
         {"float32": 8.1e12, "float16": 6.5e13, "int8": 1.3e14},
-        ("NVIDIA, T4 data sheet, 2019 (300 GB/s, 8.1 TFLOPS float32, 65 float16, 130 TOPS int8)",), aliases=("t4",),
+        ("NVIDIA, T4 data sheet, 2019 (300 GB/s, 8.1 TFLOPS float32, 65 float16, 130 TOPS int8)",),
+        "other tables say 320 GB/s, its 256 bits at 10 GT/s: the data sheet's is the lower", aliases=("t4",),
     ),
     Device(
         "g5.xlarge", "AWS g5.xlarge: NVIDIA A10G, 24 GB", 24e9, 0.92, 600e9, _gpu(3.5e13, 7.0e13, 1.4e14),

@@ -331,7 +331,7 @@ def _judged(
             rows_per_second=speed, peak_bytes=engine.peak_bytes(), model_bytes=engine.model_bytes(),
             kept=tuple(artifact["kept"]), notes=tuple(artifact["notes"]),
             files={name: bundle.digest(work / name) for name in artifact["files"]},
-            versions=versions(artifact["engine"]), machine=hardware.machine(), command=list(job.command),
+            versions=versions(artifact["target"]), machine=hardware.machine(), command=list(job.command),
         )  # fmt: skip
     return certificate, faults
 
@@ -401,14 +401,14 @@ def _refused(
     return ParityError(f"the {job.target} model in {precision} is not the same model{mixed}:{lines}", hint=hint)
 
 
-def versions(engine: str) -> dict[str, str]:
-    """Return the versions of what runs an artifact, and of what made it."""
+def versions(target: str) -> dict[str, str]:
+    """Return the versions of what made an artifact and runs it, by the names of their distributions."""
     from importlib import metadata
 
-    out = {"llmasos": __version__}
-    for name in (engine, "torch", "transformers", "tokenizers", "numpy"):
+    out, exporter = {"llmasos": __version__}, plugins.load("exporters", target)
+    for name in (*exporter.requires, "torch", "transformers", "tokenizers", "numpy"):
         try:
-            out[name] = metadata.version(name)
+            out[name.replace("_", "-")] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return out
+    return out | exporter.elsewhere()

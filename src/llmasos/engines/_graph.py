@@ -203,6 +203,9 @@ class GraphTranslator(GraphWriter):
     Prompts of unequal length are aligned at their beginnings; what lies behind is hidden by the mask.
     """
 
+    joins = False
+    """What was written must be of one length: nothing hides what of it a row lacks."""
+
     def __init__(self, folder: Path, artifact: Mapping[str, Any], *, pad_id: int, **options: Any) -> None:
         super().__init__(folder, artifact, pad_id=pad_id, **options)
         self.start: int | None = None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..core import hardware
 from ..core.errors import MissingExtraError
-from ._graph import Arrays, GraphEngine, GraphWriter, extra, unreadable
+from ._graph import Arrays, GraphEngine, GraphTranslator, GraphWriter, extra, unreadable
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32", "int4": "f32"}
 """What is computed in where the graph does not say; by itself OpenVINO takes bfloat16 for float32."""
@@ -55,6 +55,48 @@ class OpenVinoWriter(GraphWriter):
         self._rows = self._rows[rows]  # taken by the graph in its next step
 
 
+class OpenVinoTranslator(GraphTranslator):
+    """Write with two OpenVINO graphs; see ``GraphTranslator``. Keys and values are kept here, as arrays."""
+
+    def _open(self, folder: Path, artifact: Mapping[str, Any], threads: int | None) -> None:
+        reads, writes = (name for name in artifact["files"] if name.endswith(".xml"))
+        reader, self.how = _compiled(folder, {**artifact, "files": [reads]}, threads)
+        writer, _ = _compiled(folder, {**artifact, "files": [writes]}, threads)
+        self._reader, self._writer = reader.create_infer_request(), writer.create_infer_request()
+        self._names = {port.any_name for port in writer.inputs}
+        self._sizes = {  # (rows, heads, tokens, width)
+            _taken(port.any_name): port.partial_shape for port in writer.outputs if port.any_name != "logits"
+        }
+        self._kept: dict[str, NDArray[Any]] = {}
+
+    def _forget(self, rows: int) -> None:
+        empty = {
+            name: (rows, heads.get_length(), 0, width.get_length())
+            for name, (_, heads, _, width) in self._sizes.items()
+        }
+        self._kept = {name: np.zeros(shape, dtype=np.float32) for name, shape in empty.items()}
+
+    def _encode(self, inputs: Arrays) -> None:
+        self._forget(len(inputs["input_ids"]))
+        self._kept |= {
+            _taken(port.any_name): np.array(value) for port, value in self._reader.infer(dict(inputs)).items()
+        }
+
+    def _forward(self, inputs: Arrays) -> NDArray[np.float32]:
+        given = {name: value for name, value in {**inputs, **self._kept}.items() if name in self._names}
+        found = {port.any_name: np.array(value) for port, value in self._writer.infer(given).items()}
+        self._kept |= {_taken(name): value for name, value in found.items() if name != "logits"}
+        return np.asarray(found["logits"])
+
+    def _pick(self, rows: NDArray[np.int64]) -> None:
+        self._kept = {name: value[rows] for name, value in self._kept.items()}
+
+
+def _taken(name: str) -> str:
+    """Return what a graph takes keys or values as that it gives back by this name."""
+    return name.replace("present", "past_key_values")
+
+
 def _compiled(folder: Path, artifact: Mapping[str, Any], threads: int | None) -> tuple[Any, str]:
     """Compile the graph; return it, and in words what runs it."""
     try:
@@ -75,9 +117,11 @@ def _compiled(folder: Path, artifact: Mapping[str, Any], threads: int | None) ->
     return compiled, f"{artifact['precision']}, OpenVINO {openvino.__version__.partition('-')[0]}"
 
 
-def opened(folder: Path, artifact: Mapping[str, Any], **options: Any) -> OpenVinoEngine | OpenVinoWriter:
-    """Open an artifact: one that answers, or one that writes."""
-    return (OpenVinoWriter if artifact.get("writes") else OpenVinoEngine)(folder, artifact, **options)
+def opened(folder: Path, artifact: Mapping[str, Any], **options: Any) -> OpenVinoEngine | GraphWriter:
+    """Open an artifact: one that answers, or one that writes, with an encoder or without."""
+    if not artifact.get("writes"):
+        return OpenVinoEngine(folder, artifact, **options)
+    return (OpenVinoTranslator if "start" in artifact else OpenVinoWriter)(folder, artifact, **options)
 
 
 PLUGIN = opened

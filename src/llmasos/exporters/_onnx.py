@@ -187,17 +187,22 @@ def _named(program: Any) -> Any:
     import onnx_ir
 
     for value in [*program.graph.inputs, *program.graph.outputs]:
-        value.name = _NAMES.get(value.name, value.name)
-        if found := _KEPT.fullmatch(value.name):
-            way, part, layer, what = found.groups()
-            side = {None: "", "self": "decoder.", "cross": "encoder."}[part]
-            value.name = f"{'past_key_values' if way == 'input' else 'present'}.{layer}.{side}{what}"
+        before, value.name = value.name, known_as(value.name)
+        if value.name != before and len(value.shape) == 4:
             sizes = [getattr(size, "value", size) for size in value.shape]  # heads and width are names of numbers
             value.shape = onnx_ir.Shape([int(size) if str(size).isdigit() else size for size in sizes])
     return program
 
 
-_NAMES = {"decoder_input_ids": "input_ids"}
+def known_as(name: str) -> str:
+    """Return how other runtimes call what transformers' export calls by this name."""
+    if found := _KEPT.fullmatch(name):
+        way, part, layer, what = found.groups()
+        side = {None: "", "self": "decoder.", "cross": "encoder."}[part]
+        return f"{'past_key_values' if way == 'input' else 'present'}.{layer}.{side}{what}"
+    return "input_ids" if name == "decoder_input_ids" else name
+
+
 _KEPT = re.compile(r"(input|output)\.past_key_values\.(?:(self|cross)_attention_cache\.)?layers\.(\d+)\.(key|value)s")
 
 

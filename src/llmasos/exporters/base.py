@@ -141,6 +141,10 @@ class Exporter(ABC):
             raise MissingExtraError(f"an export to {self.target}", install=f"'llmasos[{self.extra}]'")
         return precision or known[0]
 
+    def elsewhere(self) -> dict[str, str]:
+        """Return the versions of distributions that take part and need not be installed here."""
+        return {}
+
     @abstractmethod
     def write(self, source: Source, folder: Path, precision: str) -> Written:
         """Write the model into an existing folder."""

@@ -73,6 +73,10 @@ class GgufFormat(Exporter):
         llama.load()
         return found
 
+    def elsewhere(self) -> dict[str, str]:
+        """Return the version of llama.cpp's Python package; see ``Exporter.elsewhere``."""
+        return {"llama-cpp-python": llama.version()}
+
     def write(self, source: Source, folder: Path, precision: str) -> Written:
         """Write ``model.gguf`` and ``tokens.json``."""
         import gguf

@@ -2,6 +2,7 @@
 
 bfloat16 keeps its weights in float32 on disk, for the processor to round: which it can, where it has bfloat16 units.
 Decoders keep keys and values inside (a stateful graph), as OpenVINO GenAI expects; their weights alone are quantized.
+A model with an encoder besides is two graphs that keep nothing, see ``_translators.py``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .base import Exporter, Source, Written, group_size, kind_of, still
+import numpy as np
+
+from ._onnx import known_as
+from .base import KINDS, Exporter, Source, Written, group_size, kind_of, still
 
 
 class OpenVinoFormat(Exporter):
@@ -22,28 +26,65 @@ class OpenVinoFormat(Exporter):
     precisions = {  # noqa: RUF012
         "encoder": ("float32", "bfloat16", "int8"),
         "decoder": ("float32", "bfloat16", "int8", "int4"),
+        "encoder-decoder": ("float32", "bfloat16", "int8"),
     }
     calibrated = ("int8",)
     mixed = ("int8",)
 
     def write(self, source: Source, folder: Path, precision: str) -> Written:
-        """Write the graph and its weights."""
+        """Write each graph and its weights."""
         import openvino
-        from transformers.exporters import OpenVINOConfig
-        from transformers.exporters.exporter_openvino import OpenVINOExporter
 
-        writes = kind_of(source.task, source.model.config) == "decoder"
+        from ..decoders._plain import start_of
+
+        kind = kind_of(source.task, source.model.config)
+        more: dict[str, Any] = {"writes": source.task.generates}
+        if kind == KINDS[2]:
+            more["start"] = start_of(source.model)
         with still():
-            config = OpenVINOConfig(dynamic=True, quantizer=_quantizer(source, precision, writes=writes))
-            if writes:
-                exported = OpenVINOExporter().export_for_generation(
-                    source.model, source.prompt(), config, multi_token_decode=True
-                )
-                program = exported.components["decode"].program
-            else:
-                program = OpenVINOExporter().export(source.model, source.example(), config=config).program
-            openvino.save_model(program, str(folder / "openvino_model.xml"), compress_to_fp16=False)
-        return Written(["openvino_model.xml", "openvino_model.bin"], more={"writes": writes})
+            programs = _programs(source, kind, precision)
+            for name, program in programs.items():
+                openvino.save_model(program, str(folder / f"{name}.xml"), compress_to_fp16=False)
+        return Written([f"{name}.{end}" for name in programs for end in ("xml", "bin")], more=more)
+
+
+def _programs(source: Source, kind: str, precision: str) -> dict[str, Any]:
+    """Return the graphs by their names, what is run first first."""
+    from transformers.exporters import OpenVINOConfig
+    from transformers.exporters.exporter_openvino import OpenVINOExporter
+
+    from ._translators import Reading, writing
+
+    exporter, model = OpenVINOExporter(), source.model
+    config = OpenVINOConfig(
+        dynamic=True, quantizer=_quantizer(source, precision, writes=kind != KINDS[0]), stateful=kind != KINDS[2]
+    )
+    if kind == KINDS[0]:
+        return {"openvino_model": exporter.export(model, source.example(), config=config).program}
+    if kind == KINDS[1]:
+        exported = exporter.export_for_generation(model, source.prompt(), config, multi_token_decode=True)
+        return {"openvino_model": exported.components["decode"].program}
+    reads = exporter.export(Reading(model).eval(), source.prompt(), config=config).program
+    writes = exporter.export(*writing(model, source.prompt()), config=config).program
+    return {"openvino_encoder_model": reads, "openvino_decoder_with_past_model": _needed(writes)}
+
+
+def _needed(program: Any) -> Any:
+    """Give keys and values the names that others know them by; leave out what a step of writing only passes on."""
+    import openvino.opset13 as opset
+
+    for port in [*program.inputs, *program.outputs]:
+        port.get_tensor().set_names({known_as(port.get_any_name())})
+    for result in program.get_results():
+        if not any(name == "logits" or ".decoder." in name for name in result.get_output_tensor(0).get_names()):
+            program.remove_result(result)
+    for parameter in program.get_parameters():
+        for place in parameter.output(0).get_target_inputs():
+            if place.get_node().get_type_name() == "ConvertLike" and place.get_index() == 1:  # of which type it is
+                place.replace_source_output(opset.constant(0.0, dtype=np.float32).output(0))
+        if not parameter.output(0).get_target_inputs():
+            program.remove_parameter(parameter)
+    return program
 
 
 def _quantizer(source: Source, precision: str, *, writes: bool) -> Any:

@@ -206,15 +206,19 @@ def _is_doc(name: str) -> bool:
 def _config(
     folder: Path, manifest: Mapping[str, Any], artifact: Mapping[str, Any] | None, digests: list[str]
 ) -> dict[str, Any]:
-    """Return the configuration that ModelPack asks for."""
+    """Return the configuration that ModelPack asks for: its schema knows no other fields, and all values are text.
+
+    What the model was made of is named where it has an address; a folder's name would tell of the machine.
+    """
     shape = json.loads((folder / name).read_text("utf-8")) if (folder / (name := "config.json")).is_file() else {}
+    base = str((manifest.get("base") or {}).get("ref"))
     technical = {"architecture": "transformer", "format": artifact["target"] if artifact else "safetensors"}
     precision = artifact["precision"] if artifact else shape.get("dtype") or shape.get("torch_dtype") or "float32"
     return {
         "descriptor": {
             **({"family": shape["model_type"]} if isinstance(shape.get("model_type"), str) else {}),
             **({"title": manifest["task"]["tag"]} if manifest.get("task") else {}),
-            **({"sourceURL": str(manifest["base"]["ref"])} if manifest.get("base") else {}),
+            **({"sourceURL": base} if "://" in base else {}),
         },
         "config": {**technical, "precision": str(precision)},
         "modelfs": {"type": "layers", "diffIds": digests},
