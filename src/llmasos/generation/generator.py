@@ -19,7 +19,7 @@ from ..core.errors import TooLongError, UsageError
 from ..decoders._exported import Exported
 from ..decoders._plain import start_of
 from ..decoders.base import Decoder, open_decoder
-from ..engines.base import Searcher, Stepper
+from ..engines.base import Batcher, Searcher, Stepper
 from ..loading import load_config, longest_input
 from ..tasks.base import Generation
 from . import sampling
@@ -173,6 +173,9 @@ class Generator:
             self._decoder = open_decoder(self.model, self._dtype, prompts, speed=self._speed)
         return self._decoder
 
+    def close(self) -> None:
+        """End what computes, where that is a process or holds memory of its own."""
+
     def _grammar(self, json_schema: Any) -> Any:
         from .schema import json_grammar
 
@@ -223,8 +226,12 @@ class _Files:
         return True
 
 
-def of_artifact(folder: Path, stepper: Stepper | Searcher, tokenizer: Any, limit: int) -> Generator:
-    """Return the generator of an exported model, which its own runtime computes: step by step, or answer by answer."""
+def of_artifact(folder: Path, stepper: Stepper | Searcher | Batcher, tokenizer: Any, limit: int) -> Generator:
+    """Return the generator of a model that another runtime computes: step by step, answer by answer, or as it likes."""
+    if getattr(stepper, "batches", False):
+        from .relayed import Relayed
+
+        return Relayed(_Files(folder), tokenizer, limit, cast("Batcher", stepper))
     if getattr(stepper, "searches", False):
         from .searching import Searching
 

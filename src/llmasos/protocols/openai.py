@@ -100,7 +100,8 @@ def _model(desk: Desk, shelf: Shelf) -> dict[str, Any]:
     if shelf.served is not None:
         parts = shelf.served.parts
         about |= {"max_model_len": parts.max_length, "task": parts.task.tag if parts.task else None,
-                  "writes": shelf.served.writes, "embeds": parts.embeds is not None}  # fmt: skip
+                  "writes": shelf.served.writes, "embeds": parts.embeds is not None,
+                  **{name: parts.about[name] for name in ("engine", "engine_why") if name in parts.about}}  # fmt: skip
     return about
 
 

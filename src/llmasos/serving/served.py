@@ -86,10 +86,14 @@ class Served:
     def __init__(self, name: str, parts: Parts, config: ServeConfig, pool: Executor, trying: Trying) -> None:
         self.name, self.parts, self._config, self._pool, self._trying = name, parts, config, pool, trying
         self.created = int(time.time())
-        if parts.generator is not None:
+        if getattr(parts.generator, "batcher", None) is not None:
+            from .relaying import Relaying
+
+            lane: Any = Relaying(parts.generator, most_rows=config.max_streams, most_tokens=config.max_cache_tokens)
+        elif parts.generator is not None:
             from .writing import Writing
 
-            lane: Any = Writing(parts.generator, most_rows=config.max_streams, most_tokens=config.max_cache_tokens,
+            lane = Writing(parts.generator, most_rows=config.max_streams, most_tokens=config.max_cache_tokens,
                                 kept=config.max_prefix_tokens)  # fmt: skip
         else:
             assert parts.engine is not None
@@ -276,3 +280,5 @@ class Served:
     def close(self) -> None:
         """Stop computing; what waits is told."""
         self.scheduler.close()
+        if self.parts.generator is not None:
+            self.parts.generator.close()

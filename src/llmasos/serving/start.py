@@ -13,6 +13,7 @@ from ..core import bundle, plugins
 from ..core.config import ServeConfig
 from ..core.environment import home, key_password, traces_wanted
 from ..core.errors import MissingExtraError, UsageError, did_you_mean
+from . import facts
 from .guard import Guard, is_loopback
 from .keys import KeyFile
 
@@ -116,7 +117,9 @@ def desk_of(models: Mapping[str, Opened], config: ServeConfig, pinned: Sequence[
     """Return the desk of some models; all of them stay open where none is named."""
     from .desk import Desk, Shelf
 
-    options = {name: getattr(config, name) for name in ("precision", "speed", "device", "threads")}
+    facts.check(config.engine, config.quantize)
+    names = ("precision", "speed", "device", "threads", "engine", "quantize", "max_streams")
+    options = {name: getattr(config, name) for name in names}
     if unknown := next((name for name in pinned if name not in models), None):
         raise UsageError(f"there is no model {unknown!r} to pin", hint=f"known: {', '.join(models)}")
     shelves = {
@@ -190,7 +193,7 @@ def watch_of(desk: Desk, version: str) -> Watch:
     from .watching import Watch
 
     lines = Lines()
-    Plain.instead(lines, "uvicorn", "asyncio")
+    Plain.instead(lines, "uvicorn", "asyncio", __name__.partition(".")[0])
     contents = Contents(home() / "logs" / "contents.jsonl") if desk.config.log_content == "on" else None
     return Watch(Metrics(desk, version, PATIENCE), lines, contents, _tracer(version))
 
