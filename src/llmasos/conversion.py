@@ -55,7 +55,8 @@ def parts_of(model: Opened, options: Mapping[str, Any]) -> Parts:
 
     Args:
         model: as it is on disk; nothing of it stays but what the parts hold.
-        options: precision, speed, device and threads; ``engine``, ``quantize`` and ``max_streams`` of ``ServeConfig``.
+        options: precision, speed, device and threads; ``engine``, ``quantize``, ``max_streams`` and
+            ``max_cache_tokens`` of ``ServeConfig``.
 
     Raises:
         UsageError: the engine that is asked for does not run such a model.
@@ -199,7 +200,11 @@ def _batched(model: Opened, engine: str, artifact: Mapping[str, Any], options: M
     task, folder, limit = model._fitted(), model.located.path, model._max_length(PredictConfig())
     kept = golden.read(folder) or golden.make(model.model, task, model.tokenizer, limit)
     batcher = plugins.load("engines", engine)(
-        folder, artifact, threads=options.get("threads"), rows=options.get("max_streams", 32)
+        folder,
+        artifact,
+        threads=options.get("threads"),
+        rows=options.get("max_streams", 32),
+        tokens=options.get("max_cache_tokens", 1 << 16),
     )
     try:
         golden.check_together(kept, batcher, task, model.tokenizer)

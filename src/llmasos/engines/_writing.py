@@ -111,6 +111,8 @@ def written_together(
     going = set(range(len(prompts)))
     while going:
         for news in batcher.step():
+            if news.error is not None:
+                raise news.error
             found[news.number] += news.tokens
             going -= {news.number} if news.reason else set()
     return [answer[: next((at for at, token in enumerate(answer) if token in ends), most)] for answer in found]

@@ -153,12 +153,13 @@ class News(NamedTuple):
     """What an engine has written to a request since it was asked last.
 
     ``tokens`` may hold what ended the answer. ``reason``: "stop" or "length" where the engine is done with it, else
-    empty.
+    empty. ``error``: why there will be no more, where it failed alone.
     """
 
     number: int
     tokens: Sequence[int]
     reason: str = ""
+    error: Exception | None = None
 
 
 class Batcher(Protocol):

@@ -37,6 +37,7 @@ class OpenVinoGenAi:
         artifact: what its manifest says of it.
         threads: processor threads; one a core if None.
         rows: requests written to side by side.
+        tokens: not needed.
 
     Raises:
         MissingExtraError: OpenVINO GenAI is not installed.
@@ -48,8 +49,9 @@ class OpenVinoGenAi:
     takes = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"})
 
     def __init__(
-        self, folder: Path, artifact: Mapping[str, Any], *, threads: int | None = None, rows: int = 32
+        self, folder: Path, artifact: Mapping[str, Any], *, threads: int | None = None, rows: int = 32, tokens: int = 0
     ) -> None:
+        del tokens  # what keys and values take grows with what is written
         if not artifact.get("writes"):
             raise UsageError(f"{folder} holds a model that writes no text", hint="--engine openvino answers with it")
         try:
@@ -66,7 +68,7 @@ class OpenVinoGenAi:
         }
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_seqs, scheduler.max_num_batched_tokens = rows, READ
-        scheduler.cache_size = 0  # grows with what is written; the server bounds that
+        scheduler.cache_size = 0  # grows; the server bounds what is written side by side
         scheduler.enable_prefix_caching = False
         try:
             self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", settings)

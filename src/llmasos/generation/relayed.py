@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.config import GenerateConfig
-from ..core.errors import LLMasOSError, UsageError
+from ..core.errors import UsageError
 from ..engines.base import Batcher, Choice
 from .generator import Generator, processors_of
 from .loop import Done, Piece, Request, finished, taken
+from .schema import SchemaError
 
 _OFF = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "num_beams": 1}
 
@@ -52,7 +53,10 @@ class Relayed(Generator):
             for request in self.requests(prompts, config, **more):
                 relay.join(request)
             while relay.going:
-                yield from relay.step()
+                for item in relay.step():
+                    if isinstance(item, Failed):
+                        raise item.error
+                    yield item
         finally:
             relay.clear()
 
@@ -65,13 +69,21 @@ class Relayed(Generator):
         given = [name for name, off in _OFF.items() if getattr(config, name) != off and name not in self.batcher.takes]
         names = ("json_schema", "logprobs", "top_logprobs", "first_token", "start_token")
         if wrong := [*given, *(name for name in names if more.get(name))]:
-            raise UsageError(f"{wrong[0]} cannot be had from {self.how}",
-                             hint="leave it out, or serve the model with --engine torch")  # fmt: skip
+            kind = SchemaError if wrong[0] == "json_schema" else UsageError
+            raise kind(f"{wrong[0]} cannot be had from this model's engine ({self.how})",
+                       hint="leave it out, or serve the model with --engine torch")  # fmt: skip
         return super().requests(prompts, config, **more)
 
     def close(self) -> None:
         """End the engine."""
         self.batcher.close()
+
+
+class Failed(NamedTuple):
+    """A request that the engine could not go on with."""
+
+    number: int
+    error: Exception
 
 
 class Relay:
@@ -99,11 +111,15 @@ class Relay:
         ))  # fmt: skip
         self._requests[request.index] = request
 
-    def step(self) -> Iterator[Piece | Done]:
+    def step(self) -> Iterator[Piece | Done | Failed]:
         """Let the engine write on, and tell what became certain by it."""
         self.written = 0
         for news in self._batcher.step():
             if (request := self._requests.get(news.number)) is None:
+                continue
+            if news.error is not None:
+                del self._requests[news.number]
+                yield Failed(news.number, news.error)
                 continue
             for token in news.tokens:
                 self.written += 1
@@ -125,5 +141,5 @@ class Relay:
     def clear(self) -> None:
         """Give up all requests, also where the engine is gone."""
         for request in list(self._requests.values()):
-            with suppress(LLMasOSError):
+            with suppress(Exception):  # whatever is wrong with it, nothing of it shall stay
                 self.drop(request)

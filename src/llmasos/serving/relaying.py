@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ..core.errors import UsageError
 from ..generation.loop import Done
-from ..generation.relayed import Relay, Relayed
+from ..generation.relayed import Failed, Relay, Relayed
 from .scheduler import Counts, Work
 
 
@@ -60,8 +60,9 @@ class Relaying:
         ended = []
         for item in self._relay.step():
             work = self._works[item.number]
-            work.say(item)
-            if isinstance(item, Done):
+            work.say(item.error if isinstance(item, Failed) else item)
+            if isinstance(item, Done | Failed):
+                counts.failed += isinstance(item, Failed)
                 ended.append(self._works.pop(item.number))
         counts.tokens_written += self._relay.written
         return ended

@@ -118,7 +118,8 @@ def desk_of(models: Mapping[str, Opened], config: ServeConfig, pinned: Sequence[
     from .desk import Desk, Shelf
 
     facts.check(config.engine, config.quantize)
-    names = ("precision", "speed", "device", "threads", "engine", "quantize", "max_streams")
+    names = ("precision", "speed", "device", "threads", "engine", "quantize", "max_streams",
+             "max_cache_tokens")  # fmt: skip
     options = {name: getattr(config, name) for name in names}
     if unknown := next((name for name in pinned if name not in models), None):
         raise UsageError(f"there is no model {unknown!r} to pin", hint=f"known: {', '.join(models)}")
