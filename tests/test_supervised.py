@@ -118,6 +118,10 @@ def alive(pid: int) -> bool:
     return not (state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
 
+def ended(engine: Supervised) -> bool:
+    return engine._process is None or engine._process.poll() is not None
+
+
 def until(done: Any, seconds: float = 20.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -154,7 +158,9 @@ def test_answers_come_in_parts_that_follow_one_another(engine: LlamaServer) -> N
 def test_the_key_is_its_own_and_not_on_the_command_line(engine: LlamaServer, pids: Path) -> None:
     body = {"prompt": [1], "n_predict": 1, "temperature": 0}
     assert httpx2.post(f"http://127.0.0.1:{engine._port}/completion", json=body).status_code == 401
-    words = subprocess.run(["ps", "-o", "args=", "-p", str(last_pid(pids))], capture_output=True, text=True).stdout
+    words = subprocess.run(
+        ["ps", "-ww", "-o", "args=", "-p", str(last_pid(pids))], capture_output=True, text=True
+    ).stdout
     assert "--port" in words
     assert engine._key not in words
 
@@ -204,7 +210,7 @@ def test_one_that_dies_again_and_again_is_left_alone(engine: LlamaServer, pids: 
     os.kill(last_pid(pids), signal.SIGKILL)
     told = []
     for _ in range(_supervised.MOST + 2):
-        until(lambda: not alive(engine.pid or 1 << 30), 5)
+        assert until(lambda: ended(engine))
         with pytest.raises(errors.UnavailableError) as caught:
             engine.join(1, [1], Choice(4, frozenset()))
         told.append(caught.value)
@@ -218,7 +224,7 @@ def test_one_that_dies_again_and_again_is_left_alone(engine: LlamaServer, pids: 
 def test_a_pause_before_the_next_start_is_told(engine: LlamaServer, pids: Path) -> None:
     Path(f"{pids}.broken").touch()
     os.kill(last_pid(pids), signal.SIGKILL)
-    assert until(lambda: not alive(engine.pid or 1 << 30))
+    assert until(lambda: ended(engine))
     for said in ("died", "the model is broken", "is started again"):
         with pytest.raises(errors.UnavailableError, match=said):
             engine.join(1, [1], Choice(4, frozenset()))

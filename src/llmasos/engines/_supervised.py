@@ -9,6 +9,7 @@ ends the program when its standard input is closed.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import secrets
 import socket
@@ -19,7 +20,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, ClassVar
 
@@ -137,11 +138,6 @@ class Supervised(ABC):
 
     # -- its life -------------------------------------------------------------------------------------
 
-    @property
-    def pid(self) -> int | None:
-        """The process between this one and the program, while it lives."""
-        return None if self._process is None else self._process.pid
-
     def _check(self, wait: float = 0.0) -> None:
         """Raise if the program has died; ``wait``: for so long, where there are signs of it.
 
@@ -206,11 +202,12 @@ class Supervised(ABC):
             time.sleep(PACE)
 
     def _answers(self) -> bool:
-        with suppress(OSError, HTTPException):
-            connection = HTTPConnection("127.0.0.1", self._port, timeout=5)
-            connection.request("GET", self.health, headers={"Authorization": f"Bearer {self._key}"})
-            return connection.getresponse().status == 200
-        return False
+        with closing(HTTPConnection("127.0.0.1", self._port, timeout=5)) as connection:
+            try:
+                connection.request("GET", self.health, headers={"Authorization": f"Bearer {self._key}"})
+                return connection.getresponse().status == 200
+            except (OSError, HTTPException):
+                return False
 
     def _end(self) -> None:
         """End the program, whatever it is doing, by closing what it is held by."""
@@ -299,7 +296,7 @@ def main() -> None:
     program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not through a buffer, whose lock would be held at the end
         program.terminate()
         with suppress(subprocess.TimeoutExpired):
             program.wait(5)
