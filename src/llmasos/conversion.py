@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, golden
-from .core import bundle, plugins
+from .core import bundle, hardware, plugins
 from .core.config import ExportConfig, PredictConfig
 from .core.environment import home
 from .core.errors import BundleError, LLMasOSError, ParityError, UsageError
@@ -41,10 +41,11 @@ def exporting(
     from .export import Job, export
 
     asked = model._purposed()
-    source = Source(asked.model.cpu().eval(), asked._fitted(), asked.tokenizer, max_length=model._max_length(config))
+    task = asked._fitted()
+    source = Source(asked.model.cpu().eval(), task, asked.tokenizer, max_length=model._max_length(config))
     before = PredictConfig(precision="float32")
     job = Job(
-        source, model.located.path, model._manifest or model._origin, target, lambda: model._untrained(before),
+        source, model.located.path, model._manifest or model._origin, target, lambda: model._untrained(task, before),
         config.quantize, data, calibration, columns, config.accept_drop, config.batch_size, command,
     )  # fmt: skip
     return export(job, output, overwrite=overwrite)
@@ -114,6 +115,9 @@ def _computed(
     again: bool,
 ) -> Parts:  # fmt: skip
     """Open a model by an engine that needs more than the model."""
+    if model._tuned:
+        raise UsageError(f"{engine} needs the model's files, and this one was tuned in memory",
+                         hint="save it, and serve the folder")  # fmt: skip
     if not way.runs(kind := _kind(model)):
         raise UsageError(f"{engine} runs no {kind} model, as {model.ref} is", hint="--engine torch runs all")
     exporter = way.exporter
@@ -124,6 +128,8 @@ def _computed(
     folder = exported(model, exporter, precision, again=again)
     opened = type(model)(locate(folder)._replace(ref=model.ref))
     model._forget()
+    model._model = None
+    hardware.free_memory()
     if way.batches:
         artifact = bundle.artifact_of(opened._manifest)
         assert artifact is not None
@@ -139,8 +145,6 @@ def _kind(model: Opened) -> str:
 
 def _precision(own: Mapping[str, Any], known: Sequence[str] | None) -> str:
     """Return the precision to compute in: what is asked for, else the fastest that keeps the answers."""
-    from .core import hardware
-
     wanted = own.get("precision", "auto")
     picked = hardware.pick_precision(wanted, hardware.pick_device("cpu"))[0]
     if known is None or picked in known or wanted != "auto":

@@ -135,7 +135,7 @@ class Opened:
         check_golden(folder, asked, task, self.tokenizer, artifact["precision"])
         return engine
 
-    def _untrained(self, config: PredictConfig) -> Engine:
+    def _untrained(self, task: Task, config: PredictConfig) -> Engine:
         """Return what runs the model as it was before its training."""
         from .sources.base import locate
 
@@ -147,7 +147,7 @@ class Opened:
                 f"its scores compare with the model before its training, which cannot be opened: {error.message}",
                 hint=f"bring {base['ref']} back to where it was",
             ) from error
-        before.task = self.task
+        before.task = task
         return before._engine(config)
 
     def _torch(self, config: PredictConfig) -> Engine:

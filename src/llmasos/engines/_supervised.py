@@ -44,7 +44,7 @@ class Supervised(ABC):
     """
 
     batches = True
-    takes: frozenset[str]
+    takes: ClassVar[frozenset[str]]
     how: str
     name: ClassVar[str]
     health: ClassVar[str] = "/health"

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..core.errors import MissingExtraError
+from ..core.errors import UsageError
 from ._supervised import Supervised
 from .base import Choice, News
 
@@ -28,7 +28,7 @@ class Vllm(Supervised):
         rows: requests written to side by side.
 
     Raises:
-        MissingExtraError: vLLM is not installed.
+        UsageError: vLLM is not installed.
         UnavailableError: it cannot open the model.
     """
 
@@ -41,7 +41,7 @@ class Vllm(Supervised):
     ) -> None:  # fmt: skip
         del threads, tokens
         if (program := shutil.which(PROGRAM)) is None:
-            raise MissingExtraError("the engine vllm", install="vllm")
+            raise UsageError(f"the program {PROGRAM} is not on the path", hint="install vLLM, or --engine torch")
         self._words = [
             program, "serve", str(folder), "--host", "127.0.0.1", "--served-model-name", MODEL,
             "--dtype", artifact["precision"], "--max-num-seqs", str(rows), "--no-enable-prefix-caching",

@@ -79,7 +79,7 @@ ENGINES: Mapping[str, Way] = {
     "ctranslate2": Way("ctranslate2"),
     "llama-cpp": Way("gguf"),
     "llama-server": Way("gguf", True, program="llama-server", kinds=("decoder",)),
-    "vllm": Way(None, True, ("vllm",), program="vllm", kinds=("decoder",)),
+    "vllm": Way(None, True, program="vllm", kinds=("decoder",)),
 }
 """Engines by the names that ``--engine`` takes."""
 

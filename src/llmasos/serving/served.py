@@ -86,15 +86,16 @@ class Served:
     def __init__(self, name: str, parts: Parts, config: ServeConfig, pool: Executor, trying: Trying) -> None:
         self.name, self.parts, self._config, self._pool, self._trying = name, parts, config, pool, trying
         self.created = int(time.time())
-        if getattr(parts.generator, "batcher", None) is not None:
+        if parts.generator is not None:
+            from ..generation.relayed import Relayed
             from .relaying import Relaying
-
-            lane: Any = Relaying(parts.generator, most_rows=config.max_streams, most_tokens=config.max_cache_tokens)
-        elif parts.generator is not None:
             from .writing import Writing
 
-            lane = Writing(parts.generator, most_rows=config.max_streams, most_tokens=config.max_cache_tokens,
-                                kept=config.max_prefix_tokens)  # fmt: skip
+            most = {"most_rows": config.max_streams, "most_tokens": config.max_cache_tokens}
+            if isinstance(parts.generator, Relayed):
+                lane: Any = Relaying(parts.generator, **most)
+            else:
+                lane = Writing(parts.generator, kept=config.max_prefix_tokens, **most)
         else:
             assert parts.engine is not None
             task = parts.task or parts.embeds
