@@ -20,7 +20,7 @@ from llmasos.exporters.base import KINDS, Written
 from llmasos.generation.loop import Request, Running
 from llmasos.generation.schema import SchemaError
 from llmasos.serving import facts
-from llmasos.serving.facts import ENGINES, Fact, Way
+from llmasos.serving.facts import ENGINES, Chosen, Fact, Way
 from served import Server, serving
 from tiny import save_tiny, save_tiny_bert
 
@@ -60,6 +60,9 @@ def test_the_first_fact_whose_packages_are_here_is_taken_and_better_ones_are_nam
     assert found.better == ("better with far (twice as fast), which lacks here: pip install 'llmasos[far]'",)
     assert facts.chosen("encoder", "float32").engine == facts.OWN
     assert "pip install 'llmasos[far]'" in str(facts.chosen("encoder", "float32"))
+    assert facts.chosen("encoder", "bfloat16", "cuda") == Chosen(
+        facts.OWN, "it computes on cuda, and the facts are of processors"
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,7 @@ def test_another_model_is_another_export(mood: Path, tmp_path: Path) -> None:
     assert conversion._key(LLM.from_pretrained(tmp_path / "other"), exporter, "float32") != key
 
 
+@pytest.mark.slow
 def test_what_the_gate_refuses_is_an_error_if_asked_for_and_torch_if_not(
     mood: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +168,26 @@ def test_what_the_gate_refuses_is_an_error_if_asked_for_and_torch_if_not(
     with pytest.raises(errors.ParityError, match="not the same model"):
         LLM.from_pretrained(mood)._parts({**options, "engine": "openvino"})
     assert len(written) == 2
+
+
+def test_a_model_that_was_tuned_in_memory_has_no_files_to_export(mood: Path) -> None:
+    tuned = LLM.from_pretrained(mood)
+    tuned._tuned = True
+    with pytest.raises(errors.UsageError, match="this one was tuned in memory"):
+        tuned._parts({"engine": "openvino", "precision": "float32"})
+
+
+@pytest.mark.slow
+def test_an_export_is_served_by_an_engine_that_reads_it_and_by_no_other(mood: Path, tmp_path: Path) -> None:
+    LLM.from_pretrained(mood).export(tmp_path / "exported", "openvino")
+    options = {"precision": "auto", "speed": "auto", "device": "auto", "threads": 1}
+    for engine in (None, "auto", "openvino"):
+        parts = LLM.from_pretrained(tmp_path / "exported")._parts({**options, "engine": engine})
+        assert parts.about["engine"] == "openvino"
+    with pytest.raises(errors.UsageError, match="is a openvino model in float32, which torch does not run"):
+        LLM.from_pretrained(tmp_path / "exported")._parts({**options, "engine": "torch"})
+    with pytest.raises(errors.UsageError, match="has no int8"):
+        LLM.from_pretrained(tmp_path / "exported")._parts({**options, "engine": "openvino", "quantize": "int8"})
 
 
 def test_an_engine_that_holds_no_such_model_is_refused(mood: Path) -> None:

@@ -70,13 +70,14 @@ def parts_of(model: Opened, options: Mapping[str, Any]) -> Parts:
     if (artifact := bundle.artifact_of(model._manifest)) is not None:
         return _of_artifact(model, artifact, wanted, quantize, options, own)
     found = Chosen(wanted or facts.OWN, "asked for" if wanted else "nothing else was asked for")
-    if wanted == facts.AUTO:
-        found = facts.chosen(_kind(model), _precision(own, None))
-    way = facts.ENGINES[found.engine]
-    if way.own:
-        return _told(model._computing(own), found)
     try:
-        return _told(_computed(model, way, found.engine, quantize, options, own, again=wanted != facts.AUTO), found)
+        if wanted == facts.AUTO:
+            device = hardware.pick_device(own.get("device", "auto")).type
+            found = facts.chosen(_kind(model), _precision(own, None), device)
+        way = facts.ENGINES[found.engine]
+        if not way.own:
+            parts = _computed(model, way, found.engine, quantize, options, own, again=wanted != facts.AUTO)
+            return _told(parts, found)
     except Exception as error:
         if wanted != facts.AUTO:
             raise
@@ -84,7 +85,7 @@ def parts_of(model: Opened, options: Mapping[str, Any]) -> Parts:
         found = Chosen(facts.OWN, f"{found.engine} was refused: {reason[0] if reason else type(error).__name__}")
         _LOG.warning("%s is served by %s", model.ref, found)
         model._forget()
-        return _told(model._computing(own), found)
+    return _told(model._computing(own), found)
 
 
 def _of_artifact(

@@ -56,7 +56,11 @@ class Supervised(ABC):
         self._said: queue.SimpleQueue[tuple[_Asked, Any]] = queue.SimpleQueue()
         self._under_way: dict[int, _Asked] = {}
         self._deaths, self._not_before = 0, 0.0
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
 
     # -- what a program says of itself ----------------------------------------------------------------
 

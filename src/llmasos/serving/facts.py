@@ -121,8 +121,10 @@ class Chosen:
         return "; ".join([f"{self.engine}: {self.why}", *self.better])
 
 
-def chosen(kind: str, precision: str) -> Chosen:
-    """Return what ``auto`` takes here for a kind of model in a precision."""
+def chosen(kind: str, precision: str, device: str = "cpu") -> Chosen:
+    """Return what ``auto`` takes here for a kind of model, in a precision, where torch computes on a device."""
+    if device != "cpu":
+        return Chosen(OWN, f"it computes on {device}, and the facts are of processors")
     better: list[str] = []
     for fact in FACTS:
         if fact.kind != kind or precision not in fact.precisions:
