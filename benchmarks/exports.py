@@ -47,14 +47,14 @@ def main() -> None:
 
 
 def artifacts(kind: str) -> list[str]:
-    """Return all formats and precisions of a kind of model; of formats that one engine runs, the plain one."""
+    """Return all formats and precisions of a kind of model, ``FORMAT:PRECISION``; of one engine's, the plain format."""
     from llmasos.core import plugins
 
     found, formats = [plugins.load("exporters", name) for name in plugins.names("exporters")], {}
     for one in sorted(found, key=lambda one: len(type(one).__mro__)):  # what is packed for a place derives from it
         if kind in one.precisions and (kind != "encoder" or "row" in one.outputs):
             formats.setdefault(one.engine, one)
-    return [f"{one.target}_{precision}" for one in formats.values() for precision in one.precisions[kind]]
+    return [f"{one.target}:{precision}" for one in formats.values() for precision in one.precisions[kind]]
 
 
 def work_of(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def exported(name: str, work: Path) -> dict[str, Any]:
     """Export through the gate; one that is refused is missing, with the reason."""
     from llmasos import LLM, errors
 
-    target, _, precision = name.partition("_")
+    target, _, precision = name.partition(":")
     try:
         LLM.from_pretrained(work / "model").export(
             work / name, target, quantize=precision, data=work / "validation.jsonl", calibration=work / "train.jsonl"

@@ -100,7 +100,7 @@ def trained(work: Path) -> dict[str, Any]:
 
 def perplexity(work: Path, name: str) -> float | None:
     """Return the perplexity: of an artifact by its certificate, of the model as any certificate has it."""
-    for place in [work / name] if name not in PEERS else sorted(work.glob("*_*")):
+    for place in [work / name] if name not in PEERS else sorted(work.glob("*:*")):
         if (place / "certificate.json").exists():
             score = json.loads((place / "certificate.json").read_text(encoding="utf-8"))["score"]
             return float(score["artifact" if name not in PEERS else "model"]["value"])

@@ -401,6 +401,30 @@ def test_what_is_kept_is_not_quantized(tuned: Path, tmp_path: Path, target: str,
     assert counts[0] - counts[1] == 6  # query, key, value, two outputs and the intermediate
 
 
+@pytest.mark.slow
+def test_products_of_a_calibrated_graph_are_integer_ones(tuned: Path, tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    from llmasos.engines.onnxruntime import DISABLED
+
+    llm = LLM.from_pretrained(tuned / "model")
+    llm.export(tmp_path / "out", "onnx", quantize="int8", calibration=tuned / "dev.jsonl")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+    for disabled, floats in ((DISABLED, 1), ([], 7)):  # the pooler; queries, keys and values, which share an input
+        onnxruntime.InferenceSession(
+            str(tmp_path / "out" / "onnx" / "model_quantized.onnx"), options, ["CPUExecutionProvider"],
+            disabled_optimizers=disabled,
+        )  # fmt: skip
+        graph = onnx.load(str(tmp_path / "seen.onnx")).graph
+        weights = {one.name for one in graph.initializer if len(one.dims) == 2}
+        turned = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights]
+        assert sum(len(weight.dims) == 2 and weight.dims[0] == weight.dims[1] for weight in graph.initializer
+                   if weight.name in {node.input[0] for node in turned}) == floats  # fmt: skip
+
+
 def small(path: Path) -> int:
     """Count the matrices of 8 bits in a graph."""
     if path.suffix == ".onnx":

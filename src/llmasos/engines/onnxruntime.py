@@ -94,6 +94,10 @@ def _value(array: NDArray[Any]) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
+DISABLED = ["CommonSubexpressionElimination"]
+"""What is quantized apart for each product, that it may be one of integers (exporters/_onnx.py), shall stay apart."""
+
+
 def _session(folder: Path, artifact: Mapping[str, Any], threads: int | None) -> tuple[Any, str]:
     """Open the graph; return it, and in words what runs it."""
     try:
@@ -105,7 +109,7 @@ def _session(folder: Path, artifact: Mapping[str, Any], threads: int | None) -> 
     options.log_severity_level = 3
     path = str(folder / artifact["files"][0])
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"], disabled_optimizers=DISABLED)
     except Exception as error:  # its own classes have no common base
         raise unreadable(folder, "ONNX Runtime", error) from error
     return session, f"{artifact['precision']}, ONNX Runtime {onnxruntime.__version__}"

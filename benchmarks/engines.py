@@ -1,0 +1,239 @@
+"""What runs a model quickest here: each engine with each kind of model, tokens in, without HTTP and tokenising.
+
+An encoder (a MiniLM classifier) computes 1, 8 and 32 rows of 16, 128 and 512 tokens; a decoder (the 30M Llama of
+``writers``) reads prompts of 64 and 512 tokens and writes 64 more, greedily, 1, 8 and 32 at once; an encoder-decoder
+(marian-7m) translates 1, 8 and 32 sentences greedily and with 4 beams. Every engine opens the same trained model, or
+what was exported from it through the gate, and is warmed up at each size; the best of some rounds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import child, data, harness, predict, translation, writers
+from .exports import exported
+from .records import Column, Result, Run
+
+SIZES = (1, 8, 32)
+LENGTHS, PROMPTS, BEAMS, NEW = (16, 128, 512), (64, 512), (1, 4), 64
+ROUNDS, PAIRS = 3, 2000
+ENGINES = {
+    "encoder": ("torch:float32", "torch:bfloat16", "onnx:float32", "onnx:int8", "openvino:float32", "openvino:bfloat16",
+                "openvino:int8"),
+    "decoder": ("transformers:float32", "transformers:bfloat16", "torch:float32", "torch:bfloat16", "onnx:float32",
+                "openvino:float32", "openvino:bfloat16", "openvino:int8", "gguf:f16", "gguf:q8_0"),
+    "translator": ("torch:float32", "torch:bfloat16", "onnx:float32", "ctranslate2:float32", "ctranslate2:int8"),
+}  # fmt: skip
+SETTINGS = {"encoder": LENGTHS, "decoder": PROMPTS, "translator": BEAMS}
+WORDS = {"encoder": "rows of {} tokens", "decoder": "prompts of {} tokens", "translator": "{} beams"}
+
+
+def main() -> None:
+    """Measure the candidates, or be one of them."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--data", type=Path, default=data.SST2, help="folder of SST-2")
+    parser.add_argument("--stories", type=Path, default=writers.STORIES, help="folder of TinyStories")
+    parser.add_argument("--pairs", type=Path, default=translation.CONTEST.source, help="folder of Multi30k")
+    for kind in ENGINES:
+        parser.add_argument(f"--{kind}", type=Path, help=f"a tuned {kind} to use instead of training one")
+    parser.add_argument("--step", default="measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        kind, _, engine = options.child.partition(":")
+        child.report(CHILDREN[options.step](kind, engine, Path(options.work)))
+        return
+    names = harness.chosen([f"{kind}:{engine}" for kind in ENGINES for engine in ENGINES[kind]], options.only)
+    with harness.workspace() as work:
+        prepare(work, options, {name.partition(":")[0] for name in names})
+        exports = [harness.child("engines", name, work, "--step", "export") for name in names if _exports(name)]
+        unusable = [run for run in harness.measure(exports, 1, work) if run.missing or run.error]
+        refused = {run.candidate for run in unusable}
+        able = [harness.child("engines", name, work) for name in names if name not in refused]
+        runs = unusable + harness.measure(able, options.seeds, work)
+    harness.finish(result(runs, names), options)
+
+
+def _exports(name: str) -> bool:
+    return name.split(":")[1] not in ("torch", "transformers")
+
+
+def prepare(work: Path, options: Any, kinds: set[str]) -> None:
+    """Write the rows of each kind of model that is measured, and train it unless one is given."""
+    for kind in sorted(kinds):
+        place, given = work / kind, getattr(options, kind)
+        place.mkdir()
+        if kind == "encoder":
+            data.prepare(options.data, place, None)
+            predict.write_texts(place, predict.WARM_UP)
+        elif kind == "decoder":
+            writers.prepare(options.stories, place, options.rows or writers.ROWS)
+        else:
+            data.prepare(options.pairs, place, options.rows or PAIRS)
+        if given:
+            (place / "model").symlink_to(given.resolve(), target_is_directory=True)
+        else:
+            run = harness.run_one(harness.child("engines", f"{kind}:", work, "--step", "train"), 0, work)
+            harness.say(f"{kind} trained in {run.values['process_seconds']:.0f} s")
+            if run.error:
+                raise SystemExit(run.error)
+
+
+def result(runs: list[Run], names: list[str]) -> Result:
+    """Put the table together: a row for each engine and setting."""
+    rows, lines = [], []
+    for kind, settings in SETTINGS.items():
+        for setting in settings:
+            for name in names:
+                if name.startswith(f"{kind}:"):
+                    lines.append(f"{WORDS[kind].format(setting)}: {name.partition(':')[2]}")
+                    for run in (run for run in runs if run.candidate == name):
+                        here = {key.partition("/")[2]: value for key, value in run.values.items()
+                                if key.startswith(f"{setting}/")}  # fmt: skip
+                        load = {"load": run.values["load"]} if "load" in run.values else {}
+                        rows.append(Run(lines[-1], run.seed, {**here, **load}, run.missing, run.error))
+    return Result(
+        name="engines",
+        title="Engines, without HTTP: rows a second of an encoder, tokens a second of what writes",
+        columns=[Column(str(size), f"{size} at once", 1) for size in SIZES],
+        candidates=lines,
+        runs=rows,
+        better="higher",
+        notes=[f"best of {ROUNDS} rounds after one to warm up; {NEW} tokens written at most, the reading of prompts "
+               "within the clock"],
+    )  # fmt: skip
+
+
+# -- the children -------------------------------------------------------------------------------------
+
+
+def train(kind: str, _engine: str, work: Path) -> dict[str, Any]:
+    """Train the model of a kind."""
+    if kind == "encoder":
+        return predict.train("", work / kind, argparse.Namespace())
+    if kind == "decoder":
+        return writers.trained(work / kind)
+    from llmasos import LLM, TranslationTask
+
+    translation.prepare(work / kind)
+    LLM.from_pretrained(work / kind / "base").finetune(
+        TranslationTask(source_language="en", target_language="de"), work / kind / "train.jsonl",
+        eval_data=work / kind / "validation.jsonl", output=work / kind / "model", epochs=1, learning_rate=1e-3,
+    )  # fmt: skip
+    return {}
+
+
+def export(kind: str, engine: str, work: Path) -> dict[str, Any]:
+    """Export through the gate; one that is refused is missing, with the reason."""
+    return exported(engine, work / kind)
+
+
+def measure(kind: str, engine: str, work: Path) -> dict[str, Any]:
+    """Time an engine at every setting and size: ``SETTING/SIZE``, rows or tokens a second."""
+    format_, _, precision = engine.partition(":")
+    folder = work / kind / ("model" if format_ in ("torch", "transformers") else engine)
+    precision = precision if format_ == "torch" else "auto"
+    out = {}
+    if kind == "encoder":
+        compute = computing(folder, precision)
+        out = {f"{length}/{size}": best(lambda s=size, n=length: compute(s, n)) for length in LENGTHS for size in SIZES}
+    elif kind == "decoder":
+        write = by_transformers(folder, engine) if format_ == "transformers" else writing(folder, precision)
+        prompts = {length: beginnings(work / kind, folder, length) for length in PROMPTS}
+        out = {f"{length}/{size}": best(lambda s=size, n=length: write(prompts[n][:s]))
+               for length in PROMPTS for size in SIZES}  # fmt: skip
+    else:
+        translate = translating(folder, precision, [row["en"] for row in data.read(work / kind / "validation.jsonl")])
+        out = {f"{beams}/{size}": best(lambda s=size, b=beams: translate(s, b)) for beams in BEAMS for size in SIZES}
+    return out
+
+
+def best(call: Callable[[], int]) -> float:
+    """Return the most that a call did a second, after one call to warm up."""
+    call()
+    rates = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        count = call()
+        rates.append(count / (time.perf_counter() - start))
+    return max(rates)
+
+
+def computing(folder: Path, precision: str) -> Callable[[int, int], int]:
+    """Return what computes rows of so many random tokens."""
+    from llmasos import LLM
+    from llmasos.core.config import PredictConfig
+    from llmasos.data.batching import Batch
+
+    llm = LLM.from_pretrained(folder)
+    engine, draw = llm._engine(PredictConfig(precision=precision)), np.random.default_rng(0)
+
+    def compute(size: int, length: int) -> int:
+        ids = draw.integers(1000, 20000, size * length, dtype=np.int32)
+        engine.outputs(Batch(ids, None, np.full(size, length, np.int32), np.arange(size)))
+        return size
+
+    return compute
+
+
+def beginnings(work: Path, folder: Path, length: int) -> list[list[int]]:
+    """Return beginnings of stories of so many tokens, one story after the other where one is too short."""
+    from llmasos import LLM
+
+    tokenizer = LLM.from_pretrained(folder).tokenizer
+    stories = [row["text"] for row in data.read(work / "validation.jsonl")] * 4
+    text = [token for story in stories for token in tokenizer(story)["input_ids"][:-1]]
+    return [text[i * length : (i + 1) * length] for i in range(max(SIZES))]
+
+
+def writing(folder: Path, precision: str) -> Callable[[list[list[int]]], int]:
+    """Return what writes after prompts through this project."""
+    from llmasos import LLM
+    from llmasos.core.config import GenerateConfig
+
+    config = GenerateConfig(max_new_tokens=NEW, precision=precision)
+    generator = LLM.from_pretrained(folder)._generator(config)
+    return lambda prompts: sum(len(one.tokens) for one in generator.answers(prompts, config))
+
+
+def by_transformers(folder: Path, engine: str) -> Callable[[list[list[int]]], int]:
+    """Return what writes after prompts of one length by transformers.generate."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, engine.partition(":")[2])).eval()
+    end = model.generation_config.eos_token_id
+
+    def write(prompts: list[list[int]]) -> int:
+        ids = torch.tensor(prompts)
+        with torch.inference_mode():
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW,
+                                 pad_token_id=end)  # fmt: skip
+        new = out[:, ids.shape[1] :].tolist()
+        return sum(row.index(end) + 1 if end in row else len(row) for row in new)
+
+    return write
+
+
+def translating(folder: Path, precision: str, texts: list[str]) -> Callable[[int, int], int]:
+    """Return what translates so many sentences with so many beams; it counts the tokens that it wrote."""
+    from llmasos import LLM
+
+    llm = LLM.from_pretrained(folder)
+
+    def translate(size: int, beams: int) -> int:
+        found = llm.predict(texts[:size], num_beams=beams, max_new_tokens=NEW, precision=precision)
+        return sum(len(llm.tokenizer(one.text)["input_ids"]) for one in found)
+
+    return translate
+
+
+CHILDREN = {"train": train, "export": export, "measure": measure}
+
+if __name__ == "__main__":
+    main()
