@@ -20,7 +20,7 @@ LAYERS = (
     ("__init__", "__main__"),
     ("cli", "progress"),
     ("llm",),
-    ("edge", "export", "opening", "training", "verification"),
+    ("conversion", "edge", "export", "opening", "training", "verification"),
     ("protocols", "serving"),
     ("certificate", "cluster", "evaluation", "golden", "prediction", "retrieval", "saving"),
     ("engines", "generation"),

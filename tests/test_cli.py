@@ -187,6 +187,19 @@ def test_the_doctor_names_machine_packages_and_what_is_used(run):
     assert {"llmasos", "processor", "memory", "graphics", "used", "torch", "transformers", "extras", "with"} <= names
 
 
+def test_the_doctor_says_what_serves_each_kind_of_model_and_what_is_missing(run, monkeypatch):
+    from llmasos.serving import facts
+
+    far = facts.Fact("encoder", "far", "twice as fast")
+    monkeypatch.setattr(facts, "FACTS", (far, *facts.FACTS))
+    monkeypatch.setattr(facts, "ENGINES", {**facts.ENGINES, "far": facts.Way(requires=("no_such_one",), extra="far")})
+    found = json.loads(run("doctor", "--json")[1])["serving"]
+    assert set(found) == {"encoder", "decoder", "encoder-decoder"}
+    assert found["encoder"].startswith("torch: ")
+    assert "better with far (twice as fast), which lacks here: pip install 'llmasos[far]'" in found["encoder"]
+    assert "encoder-decoder  served by torch: " in run("doctor")[1]
+
+
 def test_the_doctor_tells_a_card_that_this_torch_cannot_use(run, monkeypatch):
     from llmasos.core import hardware
 

@@ -26,7 +26,7 @@ from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
     from .engines._writing import Writing
-    from .engines.base import Author, Engine
+    from .engines.base import Author, Batcher, Engine
 
 FILE = "golden.json"
 FORMAT = 1
@@ -227,6 +227,31 @@ def run_together(golden: Golden, engine: Engine, task: Task, tokenizer: Any) -> 
     """Run all golden rows in one batch, so that an engine that proves itself on its first rows has several."""
     encoded = _encoded(task, tokenizer, golden.rows, golden.max_length)
     engine.outputs(gather(encoded, np.arange(len(encoded))))
+
+
+def check_together(golden: Golden, batcher: Batcher, task: Task, tokenizer: Any) -> None:
+    """Let an engine that batches by itself write to all golden rows side by side.
+
+    It gives tokens and no numbers, so they must be the same ones, whatever its precision.
+
+    Raises:
+        ParityError: it writes other tokens than the model.
+        BundleError: the rows are not of a model that writes.
+    """
+    from .engines._writing import written_together
+
+    if golden.answers is None:
+        raise BundleError(f"the golden rows of this {task.tag} model are not written to", hint="export the model again")
+    ids = [[_prompt(task, row, tokenizer, golden.max_length)] for row in golden.rows]
+    _check_tokens(golden, ids, list(range(len(ids))))
+    found = written_together(batcher, [prompt for (prompt,) in ids], WRITTEN, golden.ends)
+    wrong = [number for number, both in enumerate(zip(found, golden.answers, strict=True)) if both[0] != both[1]]
+    if wrong:
+        raise ParityError(
+            f"{len(wrong)} of {len(found)} golden answers are other tokens by {batcher.how}; the first, of row "
+            f"{wrong[0] + 1}: {found[wrong[0]]}, not {golden.answers[wrong[0]]}",
+            hint="--precision float32, or --engine torch",
+        )
 
 
 def _check_tokens(golden: Golden, ids: list[list[list[int]]], numbers: list[int]) -> None:

@@ -18,7 +18,7 @@ from .core.config import (
     WriteConfig,
     read_recipe,
 )
-from .core.errors import BundleError, LLMasOSError, TrainingError, TruncatedWarning, UsageError, warn
+from .core.errors import TrainingError, TruncatedWarning, UsageError, warn
 from .core.events import Event
 from .data.columns import is_row
 from .data.files import is_file
@@ -28,7 +28,6 @@ from .tasks.base import Task
 
 if TYPE_CHECKING:
     from .certificate import Certificate
-    from .engines.base import Engine
     from .metrics.base import Report
     from .sizing import Estimate
     from .training.merging import Merge
@@ -424,19 +423,13 @@ class LLM(Opened):
             UsageError: the format holds no such model, or rows are needed.
             ParityError: the artifact is not the same model, or loses more than ``accept_drop``; nothing is left behind.
         """
-        from .export import Job, export
-        from .exporters.base import Source
+        from .conversion import exporting
 
-        config, asked = ExportConfig.of(options), self._purposed()
-        task = asked._fitted()
-        source = Source(asked.model.cpu().eval(), task, asked.tokenizer, max_length=self._max_length(config))
-        before = PredictConfig(precision="float32")
-        job = Job(
-            source, self.located.path, self._manifest or self._origin, target,
-            lambda: self._untrained(task, before), config.quantize, data, calibration, columns, config.accept_drop,
-            config.batch_size, command,
+        events = exporting(
+            self, output, target, ExportConfig.of(options), data=data, calibration=calibration, columns=columns,
+            overwrite=overwrite, command=command,
         )  # fmt: skip
-        return followed(export(job, output, overwrite=overwrite), progress)  # type: ignore[no-any-return]
+        return followed(events, progress)  # type: ignore[no-any-return]
 
     def verify(
         self, data: Any = None, *, columns: Mapping[str, str] | None = None, progress: bool | Listener = False
@@ -518,19 +511,6 @@ class LLM(Opened):
 
         self._refuse_artifact()
         return Request(self.located, self.tokenizer, self.task, task, data, eval_data, columns)
-
-    def _untrained(self, task: Task, config: PredictConfig) -> Engine:
-        """Return what runs the model as it was before its training."""
-        base = self._origin.get("base") or {"ref": self.ref}
-        try:
-            before = type(self).from_pretrained(base["ref"], revision=base.get("revision"))
-        except LLMasOSError as error:
-            raise BundleError(
-                f"its scores compare with the model before its training, which cannot be opened: {error.message}",
-                hint=f"bring {base['ref']} back to where it was",
-            ) from error
-        before.task = task
-        return before._engine(config)
 
     def _predictions(
         self, data: Any, columns: Mapping[str, str] | None, config: PredictConfig, progress: Listener | None,

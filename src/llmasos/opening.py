@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .core import bundle, plugins
 from .core.config import ExportConfig, GenerateConfig, PredictConfig, WriteConfig
-from .core.errors import BundleError, NotFittedError, ParityError, UsageError
+from .core.errors import BundleError, LLMasOSError, NotFittedError, ParityError, UsageError
 from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
@@ -135,6 +135,21 @@ class Opened:
         check_golden(folder, asked, task, self.tokenizer, artifact["precision"])
         return engine
 
+    def _untrained(self, task: Task, config: PredictConfig) -> Engine:
+        """Return what runs the model as it was before its training."""
+        from .sources.base import locate
+
+        base = self._origin.get("base") or {"ref": self.ref}
+        try:
+            before = type(self)(locate(base["ref"], revision=base.get("revision")))
+        except LLMasOSError as error:
+            raise BundleError(
+                f"its scores compare with the model before its training, which cannot be opened: {error.message}",
+                hint=f"bring {base['ref']} back to where it was",
+            ) from error
+        before.task = task
+        return before._engine(config)
+
     def _torch(self, config: PredictConfig) -> Engine:
         from .core import hardware
         from .engines.torch import TorchEngine
@@ -208,13 +223,22 @@ class Opened:
         return WriteConfig.of({**settled, **options}), more
 
     def _parts(self, options: Mapping[str, Any]) -> Parts:
-        """Open what the server computes with; ``options`` are precision, speed, device and threads."""
+        """Open what the server computes with, by the engine that is asked for; see ``conversion.py``."""
+        from .conversion import parts_of
+
+        return parts_of(self, options)
+
+    def _computing(self, options: Mapping[str, Any], generator: Generator | None = None) -> Parts:
+        """Open what the model's own engine computes with; ``options`` are precision, speed, device and threads.
+
+        ``generator``: what writes, where it is opened already.
+        """
         from .loading import writes
         from .serving.served import Parts
 
         about = {"task": self.task.tag if self.task else None, "ref": self.ref, "metrics": dict(self._metrics)}
         answers = self.task if self.task and self.task.generates else None  # one that goes on with texts answers none
-        if answers is None and not writes(self.located.path):
+        if answers is None and generator is None and not writes(self.located.path):
             from .tasks.sentence_similarity import TextEmbedding
 
             config = PredictConfig(**options)
@@ -223,7 +247,7 @@ class Opened:
             return Parts(self.tokenizer, self._max_length(config), self.task, model._engine(config), embeds=embeds,
                          about=about)  # fmt: skip
         settled = self._write_config({}) if answers else None
-        generator = self._generator(GenerateConfig(**options))
+        generator = generator or self._generator(GenerateConfig(**options))
         return Parts(self.tokenizer, generator.limit, answers, generator=generator, settled=settled, about=about)
 
     def _compared(self, parts: Parts) -> Parts:
@@ -234,10 +258,11 @@ class Opened:
         """
         from . import golden
         from .certificate import check_golden
+        from .serving.facts import OWN
 
         bundle.verify(self.located.path, ending=".safetensors")
         kept = golden.read(self.located.path)
-        if kept is not None and self.task is not None and bundle.artifact_of(self._manifest) is None:
+        if kept is not None and self.task is not None and parts.about["engine"] == OWN:
             computing: Any = parts.generator or parts.engine
             if (kept.answers is None) == self.task.generates:
                 raise BundleError(f"the golden rows in {self.located.path} are of another task",

@@ -39,6 +39,7 @@ def run(*, as_json: AsJson = False) -> int:
         problems.append(f"torch does not load: {' '.join(str(error).split())}")
     missing = [*document.get("machine", {}).get("device_missing", ()), *_missing(extras)]
     document |= {"packages": packages, "extras": extras, "frameworks": _frameworks()}
+    document["serving"] = _engines(document.get("machine", {}))
     document |= {"problems": problems, "missing": missing}
     if as_json:
         show_json(document)
@@ -89,6 +90,15 @@ def _frameworks() -> dict[str, dict[str, str | None]]:
     }
 
 
+def _engines(machine: dict[str, Any]) -> dict[str, str]:
+    """Return for each kind of model what ``serve --engine auto`` takes here, why, and what is missing for better."""
+    from ..exporters.base import KINDS
+    from ..serving.facts import chosen
+
+    here = machine.get("precision", "float32"), machine.get("device", "cpu")
+    return {kind: str(chosen(kind, *here)) for kind in KINDS}
+
+
 def _missing(extras: dict[str, dict[str, str | None]]) -> list[dict[str, str]]:
     out = []
     module, package = QUICKSTART_MODEL
@@ -130,6 +140,7 @@ def _show(document: dict[str, Any]) -> None:
     complete = [extra for extra, packages in document["extras"].items() if all(packages.values())]
     rows.append(("extras", ", ".join(complete) or "none installed"))
     rows += [(f"with {name}", _worded(packages)) for name, packages in document["frameworks"].items()]
+    rows += [(kind, f"served by {how}") for kind, how in document["serving"].items()]
     show_table(rows)
     if document["missing"]:
         print("\nnot installed, and only needed for what it is named after:")

@@ -378,6 +378,10 @@ class ServeConfig(Config):
     speed: str = option("auto", "auto uses faster equal paths where they are proven", choices=("auto", "plain"))
     device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
     threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
+    engine: str | None = option(None, "what computes: torch, or for an export its own, if not given; openvino, "
+                                "onnxruntime, ...; auto takes what llmasos doctor shows")  # fmt: skip
+    quantize: str | None = option(None, "number format of what that engine computes, such as int8; one that keeps the "
+                                  "answers if not given")  # fmt: skip
     behind: str | None = option(None, "the cloud in front, which checks who asks: sagemaker or azureml; its routes "
                                 "alone are answered, without a key")  # fmt: skip
     log_content: str = option("off", "on keeps prompts and answers, less personal data", choices=("off", "on"))

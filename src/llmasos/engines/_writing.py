@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..data.batching import Batch
 from ..tasks.base import IGNORED
-from .base import Author, Stepper
+from .base import Author, Batcher, Choice, Stepper
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,6 +99,23 @@ class Writing:
                 logits = self._stepper.step(nexts.astype(np.int64))
         lines = [np.asarray(one, dtype=np.float32).reshape(-1, 2) for one in scores]
         return [Written(*both) for both in zip(tokens, lines, strict=True)]
+
+
+def written_together(
+    batcher: Batcher, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int]
+) -> list[list[int]]:
+    """Return the likeliest tokens after each prompt, up to one of ``ends``, all prompts written to side by side."""
+    found: list[list[int]] = [[] for _ in prompts]
+    for number, prompt in enumerate(prompts):
+        batcher.join(number, prompt, Choice(most, frozenset(ends)))
+    going = set(range(len(prompts)))
+    while going:
+        for news in batcher.step():
+            if news.error is not None:
+                raise news.error
+            found[news.number] += news.tokens
+            going -= {news.number} if news.reason else set()
+    return [answer[: next((at for at, token in enumerate(answer) if token in ends), most)] for answer in found]
 
 
 def score_targets(author: Author, batch: Batch, *, encodes: bool) -> NDArray[np.float32]:

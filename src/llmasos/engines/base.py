@@ -126,6 +126,69 @@ class Searcher(Author, Protocol):
         """Write an answer to each prompt, in order. A greedy answer must not depend on the prompts beside it."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How an engine that batches by itself shall choose the tokens of an answer.
+
+    Args:
+        most: tokens of the answer, what ends it among them.
+        ends: ids that end it.
+        temperature: 0 takes the likeliest token.
+        top_p, top_k, min_p: what is drawn from, in the words of ``GenerateConfig``.
+        repetition_penalty: above 1 makes tokens that were there already less likely.
+        seed: what draws are made from.
+    """
+
+    most: int
+    ends: frozenset[int]
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+class News(NamedTuple):
+    """What an engine has written to a request since it was asked last.
+
+    ``tokens`` may hold what ended the answer. ``reason``: "stop" or "length" where the engine is done with it, else
+    empty. ``error``: why there will be no more, where it failed alone.
+    """
+
+    number: int
+    tokens: Sequence[int]
+    reason: str = ""
+    error: Exception | None = None
+
+
+class Batcher(Protocol):
+    """An engine that chooses tokens and batches requests by itself: who asks says what joins and what is dropped.
+
+    A greedy answer must not depend on the requests beside it. Where the engine cannot go on, every method raises
+    ``UnavailableError``; it is then as if nothing had joined.
+    """
+
+    how: str
+    """In words: precision and runtime."""
+    batches: bool
+    """Always true: by this it is told from a ``Stepper``."""
+    takes: frozenset[str]
+    """The options of ``GenerateConfig`` that it honours."""
+
+    def join(self, number: int, prompt: Sequence[int], choice: Choice) -> None:
+        """Begin with a request, under a number that no other under way has."""
+
+    def step(self) -> list[News]:
+        """Write on, a token to each request or as far as the engine is; come back within a tenth of a second or so."""
+
+    def drop(self, number: int) -> None:
+        """Give up a request: nothing is computed for it any more, and there is no more news of it."""
+
+    def close(self) -> None:
+        """End the engine."""
+
+
 def few(batch: Batch, rows: int = 4) -> Batch:
     """Return a few sequences of a batch, and short beginnings of them: enough to compare two ways to compute.
 

@@ -21,7 +21,7 @@ from ..decoders._exported import Exported
 from ..decoders._plain import start_of
 from ..decoders.base import Decoder, open_decoder, open_together
 from ..engines._writing import Stepping, author_of
-from ..engines.base import Author, Searcher, Stepper
+from ..engines.base import Author, Batcher, Searcher, Stepper
 from ..loading import load_config, longest_input
 from ..tasks.base import Generation
 from . import sampling
@@ -194,6 +194,9 @@ class Generator:
         """Say whether the texts of both can be written side by side."""
         return self is other or (self._decoder is not None and self._decoder is other._decoder)
 
+    def close(self) -> None:
+        """End what computes, where that is a process or holds memory of its own."""
+
     def _grammar(self, json_schema: Any) -> Any:
         from .schema import json_grammar
 
@@ -260,8 +263,12 @@ class _Files:
         return True
 
 
-def of_artifact(folder: Path, stepper: Stepper | Searcher, tokenizer: Any, limit: int) -> Generator:
-    """Return the generator of an exported model, which its own runtime computes: step by step, or answer by answer."""
+def of_artifact(folder: Path, stepper: Stepper | Searcher | Batcher, tokenizer: Any, limit: int) -> Generator:
+    """Return the generator of a model that another runtime computes: step by step, answer by answer, or as it likes."""
+    if getattr(stepper, "batches", False):
+        from .relayed import Relayed
+
+        return Relayed(_Files(folder), tokenizer, limit, cast("Batcher", stepper))
     if getattr(stepper, "searches", False):
         from .searching import Searching
 

@@ -167,7 +167,7 @@ class Running:
         chances = self._logits.log_softmax(-1) if any(request.rules.logprobs for request in rows) else None
         for row, (request, token) in enumerate(zip(rows, tokens, strict=True)):
             if not request.finish_reason:
-                yield from _taken(request, token, None if chances is None else chances[row])
+                yield from taken(request, token, None if chances is None else chances[row])
         going = [row for row, request in enumerate(rows) if not request.finish_reason]
         if not going:
             self._rows = []
@@ -218,7 +218,7 @@ def _processed(scores: Tensor, history: Sequence[int], rules: Rules) -> Tensor:
     return scores
 
 
-def _taken(request: Request, token: int, chances: Tensor | None) -> Iterator[Piece | Done]:
+def taken(request: Request, token: int, chances: Tensor | None = None) -> Iterator[Piece | Done]:
     """Append a token to a request, and tell what became certain by it."""
     rules = request.rules
     last = len(request.tokens) + 1 >= rules.max_new_tokens
@@ -231,20 +231,31 @@ def _taken(request: Request, token: int, chances: Tensor | None) -> Iterator[Pie
             if rules.top_logprobs:
                 best = chances.topk(min(rules.top_logprobs, len(chances)))
                 request.likeliest.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
-    text = "" if ended else request.writer.push(token)
+    text, reason = "" if ended else request.writer.push(token), ""
     if complete:
-        request.finish_reason = "schema"
+        reason = "schema"
     elif request.writer.stopped:
-        request.finish_reason = "stop"
+        reason = "stop"
     elif ended:
-        request.finish_reason = "length" if last and token == rules.forced_end else "stop"
+        reason = "length" if last and token == rules.forced_end else "stop"
     elif last:
-        request.finish_reason = "length"
-    if request.finish_reason:
+        reason = "length"
+    yield from _told(request, text, reason)
+
+
+def finished(request: Request, reason: str) -> Iterator[Piece | Done]:
+    """End a request behind its last token, as an engine says that has ended it by itself."""
+    return _told(request, "", reason)
+
+
+def _told(request: Request, text: str, reason: str) -> Iterator[Piece | Done]:
+    """Give away a text, and where there is a reason to end the answer."""
+    request.finish_reason = reason
+    if reason:
         text += request.writer.finish(request.tokens)
     if text and request.writer.streams:
         yield _piece(request, text)
-    if request.finish_reason:
+    if reason:
         yield Done(request.index, _answer(request))
 
 

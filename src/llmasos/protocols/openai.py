@@ -103,7 +103,8 @@ def _model(desk: Desk, shelf: Shelf) -> dict[str, Any]:
         parts = shelf.served.parts
         about |= {"max_model_len": parts.max_length, "task": parts.task.tag if parts.task else None,
                   "writes": shelf.served.writes, "embeds": parts.embeds is not None,
-                  "checked": bool(parts.about.get("checked"))}  # fmt: skip
+                  "checked": bool(parts.about.get("checked")),
+                  **{name: parts.about[name] for name in ("engine", "engine_why") if name in parts.about}}  # fmt: skip
     return about
 
 

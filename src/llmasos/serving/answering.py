@@ -40,6 +40,11 @@ class Rows:
     outputs: list[Any] = field(default_factory=list)
 
     @property
+    def begun(self) -> bool:
+        """Whether any of it has been computed."""
+        return self.done > 0
+
+    @property
     def left(self) -> int:
         """Tokens that are still to be computed."""
         return self.part.tokens - int(self.part.offsets[self.done * self.part.group])

@@ -33,7 +33,7 @@ class Work:
         tokens: what it may cost at most: tokens read and written.
         deadline: when nobody waits for it any more, by ``time.monotonic``; None for never.
         left: whether its client has gone; it is given up within a step.
-        content: what its lane computes; ``left`` tokens of it are still to be computed.
+        content: what its lane computes; ``left`` tokens of it are still to be computed, ``begun`` once any are.
     """
 
     key: str
@@ -285,7 +285,7 @@ class Scheduler:
         now = time.monotonic()
         spent, done = now - start, counts.tokens_read - read + counts.tokens_written - written
         counts.busy_seconds += spent
-        for work in (*ended, *self._lane.running):
+        for work in (*ended, *(one for one in self._lane.running if one.content.begun)):
             if not work.first:
                 work.first = True
                 counts.first.add(now - work.arrived)

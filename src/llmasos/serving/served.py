@@ -289,13 +289,18 @@ class Served:
     def close(self) -> None:
         """Stop computing; what waits is told."""
         self.scheduler.close()
+        if self.parts.generator is not None:
+            self.parts.generator.close()
 
 
 def _lane(parts: Parts, config: ServeConfig) -> Lane:
     if parts.generator is None:
         return Answering(batch_size=config.batch_size, most_tokens=config.max_batch_tokens)
+    from ..generation.relayed import Relayed
+    from .relaying import Relaying
     from .writing import Writing
 
-    return Writing(
-        most_rows=config.max_streams, most_tokens=config.max_cache_tokens, kept=config.max_prefix_tokens
-    )  # fmt: skip
+    most = {"most_rows": config.max_streams, "most_tokens": config.max_cache_tokens}
+    if isinstance(parts.generator, Relayed):
+        return Relaying(parts.generator, **most)
+    return Writing(kept=config.max_prefix_tokens, **most)

@@ -12,6 +12,7 @@ from ..core import bundle, plugins
 from ..core.config import ServeConfig
 from ..core.environment import home, key_password, traces_wanted
 from ..core.errors import MissingExtraError, UsageError, did_you_mean
+from . import facts
 from .guard import Guard, is_loopback
 from .keys import KeyFile
 
@@ -126,7 +127,9 @@ def desk_of(
     from .adapters import opened, over
     from .desk import Desk, Shelf
 
-    options = {name: getattr(config, name) for name in ("precision", "speed", "device", "threads")}
+    facts.check(config.engine, config.quantize)
+    used = ("precision", "speed", "device", "threads", "engine", "quantize", "max_streams", "max_cache_tokens")
+    options = {name: getattr(config, name) for name in used}
     lying = over(adapters, models) if adapters else {}
     names = [*models, *(adapters or ())]
     if unknown := next((name for name in pinned if name not in names), None):
@@ -202,7 +205,7 @@ def watch_of(desk: Desk, version: str) -> Watch:
     from .watching import Watch
 
     lines = Lines()
-    Plain.instead(lines, "uvicorn", "asyncio")
+    Plain.instead(lines, "uvicorn", "asyncio", __name__.partition(".")[0])
     contents = Contents(home() / "logs" / "contents.jsonl") if desk.config.log_content == "on" else None
     return Watch(Metrics(desk, version, PATIENCE), lines, contents, _tracer(version))
 

@@ -43,6 +43,11 @@ class Text:
         return self.request.rules.num_beams > 1
 
     @property
+    def begun(self) -> bool:
+        """Whether anything has been written."""
+        return bool(self.request.tokens)
+
+    @property
     def left(self) -> int:
         """Tokens that may still be written."""
         return self.request.rules.max_new_tokens - len(self.request.tokens)
