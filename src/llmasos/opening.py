@@ -267,12 +267,12 @@ class Opened:
             if (kept.answers is None) == self.task.generates:
                 raise BundleError(f"the golden rows in {self.located.path} are of another task",
                                   hint="copy or save it again")  # fmt: skip
-            if parts.generator is not None:
+            precision = str(computing.dtype).removeprefix("torch.")
+            if self.task.generates:
                 asked: Any = parts.generator.author([ids[0] for ids in kept.ids])
             else:
-                asked = parts.engine
+                asked = parts.engine or self._engine(PredictConfig(precision=precision))
                 golden.run_together(kept, asked, self.task, self.tokenizer)
-            precision = str(computing.dtype).removeprefix("torch.")
             try:
                 check_golden(self.located.path, asked, self.task, self.tokenizer, precision)
             except ParityError as wrong:

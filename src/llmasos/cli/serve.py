@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core.config import ServeConfig
-from ..core.environment import behind, yield_cores
+from ..core.environment import behind
 from ..core.errors import UsageError
 from .options import check, config_flags, with_flags
 from .output import say
@@ -49,7 +49,6 @@ def run(
     that the cloud has put there.
     """
     check(options, ServeConfig)
-    yield_cores()
     from .. import __version__
     from ..llm import LLM
     from ..serving.start import model_of, named, serve, settled

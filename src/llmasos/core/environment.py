@@ -53,15 +53,6 @@ def azureml_model() -> Path:
     return Path(named)
 
 
-def yield_cores() -> None:
-    """Let threads that wait for each other's part of a computation sleep soon, where the user has not settled it.
-
-    They spin for milliseconds otherwise, on cores that requests are read on. GNU OpenMP reads it as torch is imported.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-
-
 def _port(text: str, usual: int) -> int:
     return int(text) if text.isdigit() and 0 < int(text) < 1 << 16 else usual
 
