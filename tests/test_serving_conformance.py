@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -57,4 +58,7 @@ def test_no_request_is_an_error_of_the_server(server: Server, way: str) -> None:
         with suppress(Unsatisfiable):  # where nothing can be wrong: no parameters, or a body that may be anything
             ask()
     assert statuses & {400, 404, 413, 422, 200}
-    assert server.desk.inflight == 0
+    until = time.monotonic() + 60
+    while server.desk.inflight:  # an answer is there a moment before its request has ended
+        assert time.monotonic() < until, "a request has not ended"
+        time.sleep(0.01)
