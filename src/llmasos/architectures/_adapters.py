@@ -187,6 +187,8 @@ def share(model: Any, base: Any) -> None:
         other = there.get(_bare(name, model))
         if other is not None and (other.dtype, other.device) == (weight.dtype, weight.device) and other.equal(weight):
             taken[id(weight)] = other
+        else:
+            weight.data = weight.data.clone()  # or it would hold the whole file that it was read from
     for module in model.modules():
         for name, weight in module._parameters.items():
             if weight is not None and id(weight) in taken:
