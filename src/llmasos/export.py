@@ -405,7 +405,8 @@ def versions(target: str) -> dict[str, str]:
     """Return the versions of what made an artifact and runs it, by the names of their distributions."""
     from importlib import metadata
 
-    out, exporter = {"llmasos": __version__}, plugins.load("exporters", target)
+    exporter: Exporter = plugins.load("exporters", target)
+    out = {"llmasos": __version__}
     for name in (*exporter.requires, "torch", "transformers", "tokenizers", "numpy"):
         try:
             out[name.replace("_", "-")] = metadata.version(name)
