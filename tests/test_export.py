@@ -29,6 +29,7 @@ from llmasos.exporters._sensitivity import parts, ranked
 from llmasos.exporters.base import KINDS, Source, Written
 from llmasos.loading import load_writer
 from tiny import save_tiny, save_tiny_bert
+from writers import byte_tokenizer, tiny_writer
 
 pytest.importorskip("onnxruntime")
 
@@ -436,6 +437,23 @@ def test_products_of_a_calibrated_graph_are_integer_ones(tuned: Path, tmp_path: 
         turned = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights]
         assert sum(len(weight.dims) == 2 and weight.dims[0] == weight.dims[1] for weight in graph.initializer
                    if weight.name in {node.input[0] for node in turned}) == floats  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_a_decoder_keeps_is_not_rounded(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    exporter, counts = plugins.load("exporters", "openvino"), []
+    task = plugins.load("tasks", "text-generation")()
+    for kept in ((), ("model.layers.0",)):
+        folder = tmp_path / str(len(kept))
+        folder.mkdir()
+        exporter.write(Source(tiny_writer("llama"), task, byte_tokenizer(), kept=kept), folder, "int8")
+        nodes = openvino.Core().read_model(folder / "openvino_model.xml").get_ops()
+        counts.append(sum(node.get_type_name() == "Constant" and str(node.get_element_type()) == "<Type: 'uint8_t'>"
+                          and len(node.get_output_shape(0)) == 2 for node in nodes))  # fmt: skip
+    assert counts[0] - counts[1] == 14  # query, key, value, output, gate, up and down, each with its zero points
+    assert exporter.mixes("decoder", "int8")
+    assert not exporter.mixes("encoder-decoder", "int8")
 
 
 def small(path: Path) -> int:

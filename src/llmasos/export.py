@@ -35,7 +35,7 @@ from .engines.base import Engine
 from .engines.torch import TorchEngine
 from .evaluation import evaluate, referenced
 from .exporters._sensitivity import ranked
-from .exporters.base import Exporter, Source
+from .exporters.base import Exporter, Source, kind_of
 from .generation.generator import Generator, of_artifact
 from .metrics.base import LOWER_IS_BETTER, Interval
 from .prediction import predict, written
@@ -200,7 +200,7 @@ def _check_free(output: Path, *, overwrite: bool) -> None:
 
 def _order(exporter: Exporter, source: Source, precision: str) -> list[str]:
     """Return the parts that may stay in float32, the most sensitive first; none where the format cannot mix."""
-    if precision not in exporter.mixed:
+    if not exporter.mixes(kind_of(source.task, source.model.config), precision):
         return []
     samples = list(source.samples(16)) if source.calibration else []
     return ranked(source.model, samples or [source.example()])
@@ -405,7 +405,8 @@ def versions(target: str) -> dict[str, str]:
     """Return the versions of what made an artifact and runs it, by the names of their distributions."""
     from importlib import metadata
 
-    out, exporter = {"llmasos": __version__}, plugins.load("exporters", target)
+    exporter: Exporter = plugins.load("exporters", target)
+    out = {"llmasos": __version__}
     for name in (*exporter.requires, "torch", "transformers", "tokenizers", "numpy"):
         try:
             out[name.replace("_", "-")] = metadata.version(name)

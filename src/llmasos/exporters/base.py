@@ -141,6 +141,11 @@ class Exporter(ABC):
             raise MissingExtraError(f"an export to {self.target}", install=f"'llmasos[{self.extra}]'")
         return precision or known[0]
 
+    def mixes(self, kind: str, precision: str) -> bool:
+        """Say whether parts of a model of this kind can stay in float32."""
+        del kind
+        return precision in self.mixed
+
     def elsewhere(self) -> dict[str, str]:
         """Return the versions of distributions that take part and need not be installed here."""
         return {}

@@ -31,6 +31,10 @@ class OpenVinoFormat(Exporter):
     calibrated = ("int8",)
     mixed = ("int8",)
 
+    def mixes(self, kind: str, precision: str) -> bool:
+        """Say whether parts can stay in float32; products of two graphs cannot be told apart by their numbers."""
+        return kind != KINDS[2] and super().mixes(kind, precision)
+
     def write(self, source: Source, folder: Path, precision: str) -> Written:
         """Write each graph and its weights."""
         import openvino
@@ -94,11 +98,11 @@ def _quantizer(source: Source, precision: str, *, writes: bool) -> Any:
     import nncf
     from transformers.exporters import NNCFOpenVINOQuantizer, NNCFQuantizationConfig, NNCFWeightCompressionConfig
 
+    kept = nncf.IgnoredScope(names=_kept(source)) if source.kept else None
     if not writes:
-        kept = nncf.IgnoredScope(names=_kept(source)) if source.kept else None
         config = NNCFQuantizationConfig(ignored_scope=kept)
         return NNCFOpenVINOQuantizer(config, calibration_dataset=list(source.samples()))
-    weights = NNCFWeightCompressionConfig(mode=nncf.CompressWeightsMode.INT8_ASYM)
+    weights = NNCFWeightCompressionConfig(mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=kept)
     if precision == "int4":
         mode, size = nncf.CompressWeightsMode.INT4_SYM, group_size(source.model)
         weights = NNCFWeightCompressionConfig(mode=mode, group_size=size)
