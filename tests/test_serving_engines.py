@@ -14,7 +14,7 @@ import pytest
 
 from llmasos import LLM, TextClassificationTask, conversion
 from llmasos.core import errors, plugins
-from llmasos.core.config import GenerateConfig
+from llmasos.core.config import ExportConfig, GenerateConfig
 from llmasos.engines.base import Choice, News
 from llmasos.exporters.base import KINDS, Written
 from llmasos.generation.loop import Request, Running
@@ -117,9 +117,9 @@ def test_a_model_is_exported_once_and_answers_the_same(
     monkeypatch.setenv("LLMASOS_HOME", str(tmp_path))
     expected = [one.scores for one in LLM.from_pretrained(mood).predict(TEXTS, precision="float32")]
     exporter = plugins.load("exporters", "openvino")
-    for times in range(2):
-        if times:  # the second start writes nothing
-            monkeypatch.setattr(exporter, "write", lambda *_: pytest.fail("it was exported again"), raising=False)
+    conversion.exported(LLM.from_pretrained(mood), exporter, "float32")
+    monkeypatch.setattr(conversion, "_apart", lambda *_: pytest.fail("it was exported again"))
+    for _ in range(2):
         with serving({"mood": mood}, engine="openvino") as server:
             for one, other in zip(classified(server), expected, strict=True):
                 assert one == pytest.approx(other, abs=1e-4)
@@ -127,6 +127,13 @@ def test_a_model_is_exported_once_and_answers_the_same(
             assert about["engine"] == "openvino"
             assert "OpenVINO" in server.desk.shelves["mood"].served.parts.engine.how
     assert len(list((tmp_path / "exports").iterdir())) == 1
+
+
+def test_what_cannot_be_exported_says_why(mood: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMASOS_HOME", str(tmp_path))
+    exporter = plugins.load("exporters", "openvino")
+    with pytest.raises(errors.UsageError, match="openvino has no 'int3' for text-classification"):
+        conversion.exported(LLM.from_pretrained(mood), exporter, "int3")
 
 
 def test_another_model_is_another_export(mood: Path, tmp_path: Path) -> None:
@@ -157,7 +164,11 @@ def test_what_the_gate_refuses_is_an_error_if_asked_for_and_torch_if_not(
         with_other.classifier.bias.data += 3.0
         return right(exporter, type(source)(with_other, source.task, source.tokenizer), folder, precision)
 
+    def here(model: Any, exporter: Any, precision: str, folder: Path) -> None:
+        list(conversion.exporting(model, folder, exporter.target, ExportConfig(quantize=precision)))
+
     monkeypatch.setattr(exporter, "write", wrong, raising=False)
+    monkeypatch.setattr(conversion, "_apart", here)
     monkeypatch.setattr(facts, "FACTS", (Fact("encoder", "openvino", "faster"), *facts.FACTS))
     options = {"precision": "float32", "speed": "auto", "device": "auto", "threads": 1}
     for _ in range(2):  # the second time it is known, and not tried again

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import signal
+import sys
 from collections.abc import Generator as Events
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, golden
 from .core import bundle, hardware, plugins
+from .core.children import Child, Ended
 from .core.config import ExportConfig, PredictConfig
 from .core.environment import home
-from .core.errors import BundleError, LLMasOSError, ParityError, UsageError
+from .core.errors import BundleError, DataError, HardwareError, LLMasOSError, ParityError, UsageError
+from .core.messages import receive, send
 from .exporters.base import Exporter, Source, kind_of
 from .serving import facts
 from .serving.facts import Chosen, Way
-from .sources.base import locate
+from .sources.base import Located, locate
 
 if TYPE_CHECKING:
     from .certificate import Certificate
@@ -128,9 +133,6 @@ def _computed(
     precision = quantize or _precision(own, exporter.precisions[kind])
     folder = exported(model, exporter, precision, again=again)
     opened = type(model)(locate(folder)._replace(ref=model.ref))
-    model._forget()
-    model._model = None
-    hardware.free_memory()
     if way.batches:
         artifact = bundle.artifact_of(opened._manifest)
         assert artifact is not None
@@ -174,20 +176,56 @@ def exported(model: Opened, exporter: Exporter, precision: str, *, again: bool =
         raise ParityError(refused.read_text(encoding="utf-8"), hint=f"--engine {exporter.engine} tries again")
     _LOG.info("%s is exported to %s in %s", model.ref, exporter.target, precision)
     try:
-        for _ in exporting(model, folder, exporter.target, ExportConfig(quantize=precision)):
-            pass
-    except Exception as error:
+        _apart(model, exporter, precision, folder)
+    except LLMasOSError as error:
         if folder.is_dir():  # another server was faster
             return folder
         if isinstance(error, ParityError):
             folder.parent.mkdir(parents=True, exist_ok=True)
             refused.write_text(error.message, encoding="utf-8")
-        if isinstance(error, LLMasOSError):
-            raise
-        lines = str(error).strip().splitlines() or [""]
-        raise BundleError(f"{model.ref} cannot be exported to {exporter.target}: {type(error).__name__}: {lines[0]}",
-                          hint="serve it with --engine torch") from error  # fmt: skip
+        raise
     return folder
+
+
+def _apart(model: Opened, exporter: Exporter, precision: str, folder: Path) -> None:
+    """Export in a process of its own: it takes the memory of several models, and torch traces for all threads alike."""
+    place = [None if one is None else str(one) for one in model.located]
+    child = Child(__name__, [], {})
+    try:
+        said = child.ask({"place": place, "target": exporter.target, "precision": precision, "output": str(folder)})
+    except Ended as ended:
+        raise BundleError(f"the export of {model.ref} to {exporter.target} died: {ended}",
+                          hint="serve it with --engine torch") from ended  # fmt: skip
+    finally:
+        child.close()
+    if wrong := said.content.get("error"):
+        kinds = {kind.__name__: kind for kind in (DataError, HardwareError, ParityError, UsageError)}
+        raise kinds.get(said.content["kind"], BundleError)(wrong, hint=said.content["hint"])
+
+
+def main() -> None:
+    """Export what a message asks for, and answer it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process itself
+    source, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints goes to the log
+    if (message := receive(source)) is None:
+        return
+    from .opening import Opened
+
+    asked = message.content
+    path, ref, revision, name, base = asked["place"]
+    model = Opened(Located(Path(path), ref, revision, name, base))
+    try:
+        for _ in exporting(model, asked["output"], asked["target"], ExportConfig(quantize=asked["precision"])):
+            pass
+    except LLMasOSError as error:
+        send(answers, {"error": str(error).partition("\nhint: ")[0], "hint": error.hint, "kind": type(error).__name__})
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        wrong = f"{ref} cannot be exported to {asked['target']}: {reason}"
+        send(answers, {"error": wrong, "hint": "serve it with --engine torch", "kind": ""})
+    else:
+        send(answers, {})
 
 
 def _key(model: Opened, exporter: Exporter, precision: str) -> str:
@@ -217,3 +255,7 @@ def _batched(model: Opened, engine: str, artifact: Mapping[str, Any], options: M
     except BaseException:
         batcher.close()
         raise
+
+
+if __name__ == "__main__":
+    main()
