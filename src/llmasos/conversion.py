@@ -82,7 +82,7 @@ def parts_of(model: Opened, options: Mapping[str, Any]) -> Parts:
         way = facts.ENGINES[found.engine]
         if not way.own:
             parts = _computed(model, way, found.engine, quantize, options, own, again=wanted != facts.AUTO)
-            return _told(parts, found)
+            return _told(replace(parts, about={**parts.about, "checked": True}), found)
     except Exception as error:
         if wanted != facts.AUTO:
             raise

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..architectures._adapters import Adapter, peft, share
 from ..core import bundle
 from ..core.errors import UsageError
-from .facts import AUTO, OWN
 
 if TYPE_CHECKING:
     from ..opening import Opened
@@ -59,15 +58,11 @@ def opened(model: Opened, adapters: Mapping[str, Opened], options: Mapping[str, 
 
     Raises:
         BundleError: one of them is damaged, or does not answer as it did when it was saved.
-        UsageError: another engine than torch is asked for.
     """
     base = _fresh(model)
-    if not adapters:
-        return base._compared(base._parts(options))
-    if options.get("engine") not in (None, AUTO, OWN):
-        raise UsageError(f"adapters are computed by {OWN}, not by {options['engine']}", hint=f"--engine {OWN}")
-    options = {**options, "engine": OWN}
     parts = base._parts(options)
+    if not adapters:
+        return base._compared(parts)
     whole = _models(parts)[0]
     members = {name: _fresh(adapter) for name, adapter in adapters.items()}
     for one in members.values():

@@ -128,14 +128,18 @@ def desk_of(
     from .desk import Desk, Shelf
 
     facts.check(config.engine, config.quantize)
-    used = ("precision", "speed", "device", "threads", "engine", "quantize", "max_streams", "max_cache_tokens")
-    options = {name: getattr(config, name) for name in used}
+    taken = ("precision", "speed", "device", "threads", "engine", "quantize", "max_streams", "max_cache_tokens")
+    options = {name: getattr(config, name) for name in taken}
+    if adapters and config.engine not in (None, facts.OWN, facts.AUTO):
+        raise UsageError(f"adapters are computed by {facts.OWN} alone, and the engine is {config.engine}",
+                         hint="leave the engine out, or merge the adapters")  # fmt: skip
     lying = over(adapters, models) if adapters else {}
     names = [*models, *(adapters or ())]
     if unknown := next((name for name in pinned if name not in names), None):
         raise UsageError(f"there is no model {unknown!r} to pin", hint=f"known: {', '.join(names)}")
     shelves = {
-        name: Shelf(name, partial(opened, model, lying.get(name, {}), options), _weights(model),
+        name: Shelf(name, partial(opened, model, lying.get(name, {}),
+                                  {**options, "engine": None} if name in lying else options), _weights(model),
                     pinned=name in (pinned or names))
         for name, model in models.items()
     }  # fmt: skip
