@@ -213,9 +213,9 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(folders: dict[
 
 def test_so_many_requests_are_under_way_and_no_more(folders: dict[str, Path]) -> None:
     with serving({"mood": folders["mood"]}, max_requests=2) as server:
-        lane = server.desk.shelves["mood"].served.scheduler._lane
-        stop, compute = threading.Event(), lane._engine.together
-        lane._engine.together = lambda batches: (stop.wait(60), compute(batches))[1]
+        engine = server.desk.shelves["mood"].served.parts.engine
+        stop, compute = threading.Event(), engine.together
+        engine.together = lambda batches: (stop.wait(60), compute(batches))[1]
         with ThreadPoolExecutor(2) as clients:
             url, asking = f"{server.url}/v1/classify", {"inputs": "a"}
             asked = [clients.submit(httpx2.post, url, json=asking, timeout=120) for _ in range(2)]
