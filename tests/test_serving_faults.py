@@ -135,6 +135,7 @@ def test_a_damaged_model_is_503_on_demand_and_others_go_on(folders: dict[str, Pa
         for _ in range(2):
             refused = server.http.post("/v1/classify", json={"model": "mood", "inputs": "a"})
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_damaged")
+            assert str(tmp_path) not in refused.text
         assert server.http.post("/v1/completions", json={"model": "writer", "prompt": "a"}).status_code == 200
         for file in ("model.safetensors", "llmasos.json"):
             shutil.copy(folders["mood"] / file, folder)

@@ -157,11 +157,13 @@ def _failure_of(error: BaseException) -> Failure:
     for kind, status, code in (
         (OverdueError, 504, "timeout"), (UnknownModelError, 404, "model_not_found"),
         (TooLongError, 400, "context_length_exceeded"), (UsageError, 400, "invalid_value"),
-        (DataError, 400, "invalid_value"), (BundleError, 503, "model_damaged"), (ParityError, 503, "model_damaged"),
-        (RemoteError, 503, "model_unreachable"),
+        (DataError, 400, "invalid_value"),
     ):  # fmt: skip
         if isinstance(error, kind):
             return Failure(status, code, text)
+    if isinstance(error, BundleError | ParityError | RemoteError):  # the text names folders of this machine
+        code = "model_unreachable" if isinstance(error, RemoteError) else "model_damaged"
+        return Failure(503, code, "the model cannot be opened; the server's log says why")
     return Failure(500, "internal_error", text)
 
 

@@ -7,6 +7,7 @@ closed for another, unless it is pinned.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fastapi import Request
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 PATIENCE = 60.0
 """Seconds without a step after which a model with work counts as stalled."""
 
@@ -56,7 +58,6 @@ class Shelf:
     served: Served | None = None
     used: float = 0.0
     opened_seconds: float = 0.0
-    failed: str | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -129,10 +130,10 @@ class Desk:
                 with ThreadPoolExecutor(1, thread_name_prefix="opening") as apart:
                     parts = await asyncio.get_running_loop().run_in_executor(apart, shelf.opens)
             except Exception as error:
-                shelf.failed = str(error).splitlines()[0]
+                _LOG.warning("%s cannot be opened: %s", shelf.name, error)
                 raise
             shelf.served = Served(shelf.name, parts, self.config, self._pool, self._trying)
-            shelf.opened_seconds, shelf.failed = time.monotonic() - start, None
+            shelf.opened_seconds = time.monotonic() - start
             taken = hardware.resident_memory() - before
             for name, own in parts.adapters.items():
                 one = self.shelves[name]
