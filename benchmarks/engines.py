@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import child, data, harness, predict, translation, writers
+from . import child, contest, data, harness, predict, translation, writers
 from .exports import exported
 from .records import Column, Result, Run
 
@@ -74,7 +74,7 @@ def prepare(work: Path, options: Any, kinds: set[str]) -> None:
         elif kind == "decoder":
             writers.prepare(options.stories, place, options.rows or writers.ROWS)
         else:
-            data.prepare(options.pairs, place, options.rows or PAIRS)
+            contest.unpack(options.pairs, place, options.rows or PAIRS)
         if given:
             (place / "model").symlink_to(given.resolve(), target_is_directory=True)
         else:
@@ -124,6 +124,7 @@ def train(kind: str, _engine: str, work: Path) -> dict[str, Any]:
     LLM.from_pretrained(work / kind / "base").finetune(
         TranslationTask(source_language="en", target_language="de"), work / kind / "train.jsonl",
         eval_data=work / kind / "validation.jsonl", output=work / kind / "model", epochs=1, learning_rate=1e-3,
+        columns={"source": "en", "target": "de"},
     )  # fmt: skip
     return {}
 
