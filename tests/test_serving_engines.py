@@ -309,6 +309,9 @@ def test_stop_strings_end_an_answer_and_the_engine_s_work(server: Server, writer
     answer = completed(server, TEXTS[0], stop=stop).json()["choices"][0]
     assert answer["text"] == whole[: whole.index(stop)]
     assert answer["finish_reason"] == "stop"
+    until = time.monotonic() + 20  # the answer is told a moment before the engine is
+    while Beside.opened[-1]._requests and time.monotonic() < until:
+        time.sleep(0.01)
     assert not Beside.opened[-1]._requests
 
 
