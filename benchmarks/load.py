@@ -18,6 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+IDLE = 2.0
+"""Seconds after which a connection is not used again: servers close those that are idle."""
+
+
 @dataclass
 class Answered:
     """What came of some requests.
@@ -69,17 +73,21 @@ async def _load(port: int, requests: Sequence[bytes], clients: int, rate: float 
 
     async def client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        used = time.perf_counter()
         for number in numbers:
             start = sent = time.perf_counter()
             if times is not None:
                 start = begun + times[number]
                 await asyncio.sleep(start - sent)
+                if time.perf_counter() - used > IDLE:
+                    writer.close()
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 sent = time.perf_counter()
             writer.write(requests[number])
             head = await reader.readuntil(b"\r\n\r\n")
             out.statuses[number] = int(head[9:12])
             out.bodies[number] = await _body(head.lower(), reader)
-            now = time.perf_counter()
+            used = now = time.perf_counter()
             out.latencies[number], out.services[number] = now - start, now - sent
         writer.close()
 
