@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
 IDLE = 2.0
 """Seconds after which a connection is not used again: servers close those that are idle."""
 
