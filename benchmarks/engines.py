@@ -36,7 +36,7 @@ WORDS = {"encoder": "rows of {} tokens", "decoder": "prompts of {} tokens", "tra
 
 def main() -> None:
     """Measure the candidates, or be one of them."""
-    parser = harness.parser(__doc__)
+    parser = harness.parser(__doc__, seeds=1)
     parser.add_argument("--data", type=Path, default=data.SST2, help="folder of SST-2")
     parser.add_argument("--stories", type=Path, default=writers.STORIES, help="folder of TinyStories")
     parser.add_argument("--pairs", type=Path, default=translation.CONTEST.source, help="folder of Multi30k")

@@ -31,7 +31,7 @@ Write = Callable[[list[str]], int]
 
 def main() -> None:
     """Measure the candidates, or be one of them."""
-    parser = harness.parser(__doc__)
+    parser = harness.parser(__doc__, seeds=2)
     parser.add_argument("--data", type=Path, default=STORIES, help="folder with train.jsonl.gz and validation.jsonl")
     parser.add_argument("--export", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
