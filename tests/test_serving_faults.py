@@ -128,7 +128,9 @@ def test_a_damaged_model_is_told_at_the_start(folders: dict[str, Path], tmp_path
     assert not told.out, "it told an address"
 
 
-def test_a_damaged_model_is_503_on_demand_and_others_go_on(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_damaged_model_is_503_on_demand_and_others_go_on(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = shutil.copytree(folders["mood"], tmp_path / "mood")
     other_weights(folder)
     with serving({"writer": folders["writer"], "mood": folder}, pinned=("writer",)) as server:
@@ -136,6 +138,7 @@ def test_a_damaged_model_is_503_on_demand_and_others_go_on(folders: dict[str, Pa
             refused = server.http.post("/v1/classify", json={"model": "mood", "inputs": "a"})
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_damaged")
             assert str(tmp_path) not in refused.text
+            assert str(tmp_path) in caplog.text  # the log alone says which folder
         assert server.http.post("/v1/completions", json={"model": "writer", "prompt": "a"}).status_code == 200
         for file in ("model.safetensors", "llmasos.json"):
             shutil.copy(folders["mood"] / file, folder)

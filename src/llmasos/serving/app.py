@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import secrets
 import time
@@ -161,7 +162,7 @@ def _failure_of(error: BaseException) -> Failure:
     ):  # fmt: skip
         if isinstance(error, kind):
             return Failure(status, code, text)
-    if isinstance(error, BundleError | ParityError | RemoteError):  # the text names folders of this machine
+    if isinstance(error, _UNOPENED):  # the text names folders of this machine
         code = "model_unreachable" if isinstance(error, RemoteError) else "model_damaged"
         return Failure(503, code, "the model cannot be opened; the server's log says why")
     return Failure(500, "internal_error", text)
@@ -172,6 +173,10 @@ def _place(parts: Sequence[Any]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
+_UNOPENED = (BundleError, ParityError, RemoteError)
+_LOG = logging.getLogger(__name__)
+
+
 class _Sayer:
     """Answers with an error in the format of the path that was asked."""
 
@@ -180,6 +185,8 @@ class _Sayer:
 
     async def __call__(self, request: Request, error: Exception) -> JSONResponse:
         """Turn an error into a response."""
+        if isinstance(error, _UNOPENED):
+            _LOG.warning("%s", error)
         return self.response(request.url.path, failure_of(error))
 
     def response(self, path: str, failure: Failure) -> JSONResponse:

@@ -7,7 +7,6 @@ closed for another, unless it is pinned.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from fastapi import Request
 
 T = TypeVar("T")
-_LOG = logging.getLogger(__name__)
 PATIENCE = 60.0
 """Seconds without a step after which a model with work counts as stalled."""
 
@@ -124,14 +122,13 @@ class Desk:
         async with self._room:
             self._make_room(shelf)
             before, start = hardware.resident_memory(), time.monotonic()
+            # in a thread that ends, and OpenMP's own with it: where there are more of them than cores, they sleep
+            # between any two operations, and a model that writes lost a third of its speed
+            apart = ThreadPoolExecutor(1, thread_name_prefix="opening")
             try:
-                # in a thread that ends, and OpenMP's own with it: where there are more of them than cores, they sleep
-                # between any two operations, and a model that writes lost a third of its speed
-                with ThreadPoolExecutor(1, thread_name_prefix="opening") as apart:
-                    parts = await asyncio.get_running_loop().run_in_executor(apart, shelf.opens)
-            except Exception as error:
-                _LOG.warning("%s cannot be opened: %s", shelf.name, error)
-                raise
+                parts = await asyncio.get_running_loop().run_in_executor(apart, shelf.opens)
+            finally:
+                apart.shutdown(wait=False)  # who is cancelled here does not hold up everybody
             shelf.served = Served(shelf.name, parts, self.config, self._pool, self._trying)
             shelf.opened_seconds = time.monotonic() - start
             taken = hardware.resident_memory() - before
