@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmasos.serving import facts
+
 from . import child, data, harness, predict
 from .records import Column, Goal, Result, Run, goal, middle
 from .runtimes import RUNTIMES, SIZES
@@ -68,6 +70,19 @@ def work_of(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any
     return answered(name, work, content, options.seed)
 
 
+def format_of(engine: str) -> str:
+    """Return what an engine opens, FORMAT:PRECISION of ENGINE:PRECISION; empty where it is the model itself."""
+    name, _, precision = engine.partition(":")
+    way = facts.ENGINES.get(name)
+    return f"{way.target}:{precision}" if way and way.target else ""
+
+
+def lacking(engine: str) -> str:
+    """Return what is missing for an engine, and what one types to get it; empty where nothing is."""
+    way = facts.ENGINES.get(engine.partition(":")[0])
+    return f"it takes {lacks}" if way and (lacks := way.lacks()) else ""
+
+
 def exported(name: str, work: Path) -> dict[str, Any]:
     """Export through the gate; one that is refused is missing, with the reason."""
     from llmasos import LLM, errors
@@ -77,7 +92,9 @@ def exported(name: str, work: Path) -> dict[str, Any]:
         LLM.from_pretrained(work / "model").export(
             work / name, target, quantize=precision, data=work / "validation.jsonl", calibration=work / "train.jsonl"
         )
-    except (errors.ParityError, errors.MissingExtraError, errors.BundleError) as error:
+    except errors.MissingExtraError as error:
+        return {"missing": f"{error.message}: {error.hint}"}
+    except (errors.ParityError, errors.BundleError) as error:
         return {"missing": " ".join(error.message.split())[:200]}
     return {}
 

@@ -182,7 +182,7 @@ def _last_line(log: str) -> str:
 
 def _brief(run: Run) -> str:
     if run.missing or run.error:
-        return f"not installed: {run.missing}" if run.missing else f"failed: {run.error}"
+        return f"no numbers: {run.missing}" if run.missing else f"failed: {run.error}"
     numbers = {k: v for k, v in run.values.items() if isinstance(v, int | float)}
     return "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
 

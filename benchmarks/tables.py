@@ -97,8 +97,13 @@ def _shown(result: Result, name: str, column: Column) -> str:
 def _reason(result: Result, name: str) -> str:
     for run in result.runs:
         if run.candidate == name and (run.missing or run.error):
-            return f"not installed: {run.missing}" if run.missing else "failed"
+            return why(run.missing) if run.missing else "failed"
     return "not measured"
+
+
+def why(missing: str) -> str:
+    """Say why a candidate has no numbers: a package's name, or a sentence."""
+    return f"not {'measured' if ' ' in missing else 'installed'}: {missing}"
 
 
 def _verdict(met: bool | None) -> str:

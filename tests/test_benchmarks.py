@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from benchmarks import child, command, data, flops, harness, pretrain, processes, size, tables
+from benchmarks import child, command, data, engines, exports, flops, harness, pretrain, processes, serve, size, tables
 from benchmarks.harness import Candidate
 from benchmarks.records import Column, Result, Run, goal, middle, ratio
 
@@ -77,6 +77,54 @@ def test_a_table_shows_median_spread_ratio_and_what_is_missing():
     assert slow == ["slow", "12.0 (10.0–99.0)", "1.00x"]
     assert fast == ["fast", "3.0 (1.0–4.0)", "4.00x"]
     assert gone == ["gone", "not installed: nncf", ""]
+
+
+def test_a_candidate_without_numbers_says_what_it_takes():
+    runs = [Run("a", 0, missing="nncf"), Run("b", 0, missing="it takes pip install nncf")]
+    _, a, b = tables.cells(result_of(runs))
+    assert (a[1], b[1]) == ("not installed: nncf", "not measured: it takes pip install nncf")
+
+
+def test_engines_open_the_model_or_an_export_that_there_is(monkeypatch):
+    from llmasos.serving import facts
+
+    kinds = {"encoder": "encoder", "decoder": "decoder", "translator": "encoder-decoder"}
+    for kind, names in engines.ENGINES.items():
+        for name, _, precision in (one.partition(":") for one in names if not one.startswith("transformers:")):
+            exporter = facts.ENGINES[name].exporter
+            assert facts.ENGINES[name].runs(kinds[kind])
+            assert exporter is None or precision in exporter.precisions[kinds[kind]]
+    assert engines.opens("decoder:openvino-genai:int8") == engines.opens("decoder:openvino:int8")
+    assert engines.opens("decoder:transformers:float32") == "decoder:model"
+    monkeypatch.setattr(facts, "_absent", lambda modules: modules == ("openvino_genai",))
+    monkeypatch.setenv("PATH", "")
+    wanted = ("torch:float32", "llama-server:f16", "openvino-genai:int8")
+    assert [exports.lacking(name) for name in wanted] == [
+        "", "it takes the program llama-server on the path", "it takes pip install 'llmasos[openvino-genai]'"
+    ]  # fmt: skip
+
+
+def test_slow_calls_are_repeated_less(monkeypatch):
+    calls = []
+    engines.best(lambda: calls.append(1) or 1)
+    monkeypatch.setattr(engines, "SECONDS", 0.0)
+    engines.best(lambda: calls.append(2) or 1)
+    assert calls == [1] * (1 + engines.ROUNDS) + [2, 2]
+
+
+def test_served_engines_and_those_that_are_driven_directly():
+    names = {serve.engine_of(name) for name in serve.CANDIDATES}
+    assert names == {"", "openvino:bfloat16", "openvino:int8", "onnxruntime:int8", "openvino-genai:bfloat16",
+                     "llama-server:f16"}  # fmt: skip
+    made = {serve.export_of(name) for name in ("llmasos:openvino:int8", "llama-server:f16_8", "serve_1", "predict")}
+    assert made == {"export:sst2:openvino:int8", "export:writer:gguf:f16", ""}
+    rates = {"serve_8": 90.0, "serve:llama-server:f16_8": 99.0, "llama-server:f16_8": 100.0, "serve_1": 50.0}
+    runs = [Run(name, 0, {"rate": rate}) for name, rate in rates.items()]
+    runs.append(Run("machine", 0, {"read_gb_s": 10.0, "weight_mb": 100.0}))
+    found = serve.beside(runs, 8)
+    assert (found.met, found.reached) == (True, "0.99x (serve:llama-server:f16 against llama-server:f16)")
+    assert serve.beside(runs, 32).met is None
+    assert serve.limit(runs).endswith("allows 100 tokens/s; of that serve 50 %")
 
 
 def test_the_page_is_rewritten_from_the_json_between_its_markers_only(tmp_path):
