@@ -83,14 +83,15 @@ def lacking(engine: str) -> str:
     return f"it takes {lacks}" if way and (lacks := way.lacks()) else ""
 
 
-def exported(name: str, work: Path) -> dict[str, Any]:
-    """Export through the gate; one that is refused is missing, with the reason."""
+def exported(name: str, work: Path, rows: int | None = None, **options: Any) -> dict[str, Any]:
+    """Export through the gate, on so many labelled rows; one that is refused is missing, with the reason."""
     from llmasos import LLM, errors
 
     target, _, precision = name.partition(":")
+    labelled = data.read(work / "validation.jsonl")[:rows]
     try:
         LLM.from_pretrained(work / "model").export(
-            work / name, target, quantize=precision, data=work / "validation.jsonl", calibration=work / "train.jsonl"
+            work / name, target, quantize=precision, data=labelled, calibration=work / "train.jsonl", **options
         )
     except errors.MissingExtraError as error:
         return {"missing": f"{error.message}: {error.hint}"}

@@ -39,7 +39,7 @@ CANDIDATES = (
     "llmasos:onnxruntime:int8",
     *(f"{how}_{count}" for count in STREAMS for how in ("generate", *OURS, "transformers", *DIRECT)),
 )  # fmt: skip
-CLIENTS, ROWS, NEW = 64, 800, 64
+CLIENTS, ROWS, NEW, GATE = 64, 800, 64, 100
 PIPELINE = """
 import sys, uvicorn
 from fastapi import FastAPI
@@ -105,7 +105,7 @@ def work_of(name: str, work: Path) -> dict[str, Any]:
         return {**machine.peaks(), "weight_mb": weights(work / "writer" / "model") * 2 / 1e6}
     if name.startswith("export:"):
         _, model, made = name.split(":", 2)
-        return exported(made, work if model == "sst2" else work / "writer")
+        return exported(made, work if model == "sst2" else work / "writer", GATE)
     content = json.loads((work / "texts.json").read_text(encoding="utf-8"))
     kind, _, number = name.partition("_")
     if number.isdigit():

@@ -109,7 +109,9 @@ def test_slow_calls_are_repeated_less(monkeypatch):
     engines.best(lambda: calls.append(1) or 1)
     monkeypatch.setattr(engines, "SECONDS", 0.0)
     engines.best(lambda: calls.append(2) or 1)
-    assert calls == [1] * (1 + engines.ROUNDS) + [2, 2]
+    monkeypatch.setattr(engines, "LONG", 0.0)
+    engines.best(lambda: calls.append(3) or 1)
+    assert calls == [1] * (1 + engines.ROUNDS) + [2, 2, 3]
 
 
 def test_served_engines_and_those_that_are_driven_directly():
