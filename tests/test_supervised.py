@@ -73,6 +73,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.said(401, {{"error": {{"message": "no such key"}}}})
         if self.path == "/v1/completions":
             return self.streamed(asked)
+        if asked["repeat_last_n"] < len(asked["prompt"]):
+            return self.said(400, {{"error": {{"message": "Value must be between 0 and more"}}}})
         if asked["temperature"] > 3:
             return self.said(400, {{"error": {{"message": "too warm"}}}})
         last = asked["prompt"][-1]

@@ -97,7 +97,7 @@ class LlamaServer(Supervised):
             "top_p": how.top_p,
             "min_p": how.min_p,
             "repeat_penalty": how.repetition_penalty,
-            "repeat_last_n": -1,
+            "repeat_last_n": len(slot.ids) + how.most,  # all; it knows no word for that
             "seed": (how.seed + done) % _CHANCE,
             "return_tokens": True,
             "stream": False,
