@@ -22,6 +22,8 @@ PACKAGES = (
     "tokenizers",
     "onnxruntime",
     "openvino",
+    "openvino-genai",
+    "ctranslate2",
     "nncf",
     "litgpt",
     "numpy",
