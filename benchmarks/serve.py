@@ -17,12 +17,13 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -242,23 +243,37 @@ def weights(folder: Path) -> int:
 
 @contextmanager
 def server(argv: list[str]) -> Iterator[int]:
-    """Start a server whose last argument is its port, and stop it afterwards."""
+    """Start a server whose last argument is its port, and stop it afterwards; one that ends at once is missing."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    process = subprocess.Popen([*argv, str(port)], stdout=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, "the server ended"
-            time.sleep(0.1)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(60)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([*argv, str(port)], stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            _await(process, port, log)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(60)
+            sys.stderr.write("\n".join(_lines(log)[-20:]))
+
+
+def _await(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if process.poll() is not None:
+            said = [line for line in _lines(log) if line.startswith("error: ")] or _lines(log) or ["nothing said"]
+            child.report({"missing": f"the server ended: {said[-1][:200]}"})
+            raise SystemExit(0)
+        time.sleep(0.1)
+
+
+def _lines(log: IO[bytes]) -> list[str]:
+    log.seek(0)
+    return [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
 
 
 # -- the table ----------------------------------------------------------------------------------------
