@@ -68,8 +68,7 @@ def main() -> None:
         made = [harness.child("engines", name, work, "--step", "export") for name in exports]
         refused = {run.candidate: run for run in harness.measure(made, 1, work) if run.missing or run.error}
         runs += [replace(refused[opens(name)], candidate=name) for name in here if opens(name) in refused]
-        trial = ["--rows", str(options.rows)] if options.rows else []
-        able = [harness.child("engines", name, work, *trial) for name in here if opens(name) not in refused]
+        able = [harness.child("engines", name, work, *trial(options)) for name in here if opens(name) not in refused]
         runs += harness.measure(able, options.seeds, work)
     harness.finish(result(runs, names), options)
 
@@ -78,6 +77,11 @@ def opens(name: str) -> str:
     """Return what a candidate opens: KIND:FORMAT:PRECISION, or KIND:model."""
     kind, _, engine = name.partition(":")
     return f"{kind}:{format_of(engine) or 'model'}"
+
+
+def trial(options: argparse.Namespace) -> list[str]:
+    """Return what a child is told of a trial run."""
+    return ["--rows", str(options.rows)] if options.rows else []
 
 
 def prepare(work: Path, options: Any, kinds: set[str]) -> None:
@@ -90,11 +94,12 @@ def prepare(work: Path, options: Any, kinds: set[str]) -> None:
         elif kind == "decoder":
             writers.prepare(options.stories, place, writers.ROWS)
         else:
-            contest.unpack(options.pairs, place, 100 * options.rows if options.rows else PAIRS)
+            contest.unpack(options.pairs, place, translation.ROWS)
         if given:
             (place / "model").symlink_to(given.resolve(), target_is_directory=True)
         else:
-            run = harness.run_one(harness.child("engines", f"{kind}:", work, "--step", "train"), 0, work)
+            training = harness.child("engines", f"{kind}:", work, "--step", "train", *trial(options))
+            run = harness.run_one(training, 0, work)
             harness.say(f"{kind} trained in {run.values['process_seconds']:.0f} s")
             if run.error:
                 raise SystemExit(run.error)
@@ -128,7 +133,7 @@ def result(runs: list[Run], names: list[str]) -> Result:
 # -- the children -------------------------------------------------------------------------------------
 
 
-def train(kind: str, _engine: str, work: Path, _rows: int | None) -> dict[str, Any]:
+def train(kind: str, _engine: str, work: Path, rows: int | None) -> dict[str, Any]:
     """Train the model of a kind."""
     if kind == "encoder":
         return predict.train("", work / kind, argparse.Namespace())
@@ -138,9 +143,10 @@ def train(kind: str, _engine: str, work: Path, _rows: int | None) -> dict[str, A
 
     translation.prepare(work / kind)
     LLM.from_pretrained(work / kind / "base").finetune(
-        TranslationTask(source_language="en", target_language="de"), work / kind / "train.jsonl",
-        eval_data=work / kind / "validation.jsonl", output=work / kind / "model", epochs=1, learning_rate=1e-3,
-        columns=COLUMNS,
+        TranslationTask(source_language="en", target_language="de"),
+        data.read(work / kind / "train.jsonl")[: 100 * rows if rows else PAIRS],
+        eval_data=data.read(work / kind / "validation.jsonl")[:GATE], output=work / kind / "model",
+        columns=COLUMNS, epochs=1, learning_rate=1e-3,
     )  # fmt: skip
     return {}
 
