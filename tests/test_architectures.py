@@ -13,6 +13,7 @@ import transformers
 from torch.nn import functional
 
 from llmasos.architectures import _post_norm, _proof, base
+from llmasos.architectures._blocked import Blocked
 from llmasos.architectures._plain import transformers_outputs
 from llmasos.architectures.base import Dropout, Snapshot, find, pack
 from llmasos.architectures.bert import PLUGIN
@@ -618,3 +619,16 @@ def test_layer_decay_takes_a_power_for_each_layer_below_the_head():
     assert [scales[f"bert.encoder.layer.{i}.output.dense.weight"] for i in range(3)] == [0.125, 0.25, 0.5]
     assert {scales[name] for name in scales if "embeddings" in name} == {0.0625}
     assert set(layer_scales(model, 1.0).values()) == {1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_in_blocks_is_a_linear_layer(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(40, 64).to(dtype), torch.randn(96, 64).to(dtype), torch.randn(96).to(dtype)
+    product, most = Blocked(weight, bias), 1e-4 if dtype == torch.float32 else 0.1
+    expected = torch.nn.functional.linear(x.float(), weight.float(), bias.float())
+    torch.testing.assert_close(product(x).float(), expected, atol=most, rtol=most)
+    torch.testing.assert_close(
+        product(x, gelu=True).float(), torch.nn.functional.gelu(expected), atol=most, rtol=most
+    )  # fmt: skip
+    torch.testing.assert_close(product(x[:1]).float(), product(x)[:1].float(), atol=most, rtol=most)

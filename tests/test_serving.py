@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import re
 import signal
@@ -19,6 +21,7 @@ import httpx2
 import pytest
 
 from llmasos import LLM, LanguageModelingTask, SentenceSimilarityTask, TextClassificationTask
+from llmasos.serving.scheduler import Work
 from served import Server, serving
 from tiny import save_tiny, save_tiny_bert
 
@@ -196,6 +199,25 @@ def test_a_request_keeps_its_number(server: Server) -> None:
     assert given.headers["x-request-id"] == "mine-1"
     evil = server.http.post("/v1/classify", json={"inputs": "a"}, headers={"x-request-id": "x" * 100})
     assert evil.headers["x-request-id"].startswith("req_")
+
+
+def test_garbage_is_not_looked_for_among_what_stays(server: Server) -> None:
+    assert server.http.post("/v1/classify", json={"inputs": "a"}).status_code == 200
+    assert gc.get_freeze_count() > 50_000
+
+
+def test_a_loop_is_woken_once_for_all_that_is_said() -> None:
+    async def told() -> tuple[list[int], int]:
+        loop, woken = asyncio.get_running_loop(), []
+        wake = loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = lambda *args: (woken.append(1), wake(*args))  # type: ignore[method-assign, assignment]
+        works = [Work("", 1, None) for _ in range(8)]
+        for number, work in enumerate(works):
+            work.say(number)
+            work.end()
+        return [item for work in works async for item in work.results()], len(woken)
+
+    assert asyncio.run(told()) == (list(range(8)), 1)
 
 
 # -- queues, deadlines, clients that leave ------------------------------------------------------------

@@ -270,6 +270,20 @@ def test_what_is_no_request_ends_a_connection_and_nothing_else(server: Server, r
         assert b"Traceback" not in answer
 
 
+@pytest.mark.parametrize("end", [b"", b"\r\n"])
+def test_a_head_is_read_to_its_bound_and_no_further(server: Server, end: bytes) -> None:
+    for more in (b"x: " + b"a" * 70_000, b"".join(b"x%d: a\r\n" % i for i in range(10_000))):
+        with connected(server) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n" + more + end + end)
+            assert b" 400 " in connection.recv(4096)
+
+
+def test_a_body_is_not_counted_as_a_head(server: Server) -> None:
+    for size in (70_000, 200_000, 70_000):  # the second is refused, and its rest read by nobody
+        answer = server.http.post("/v1/similarity", content=BODY + b" " * size, headers=JSON)
+        assert (answer.status_code, "x-request-id" in answer.headers) == (413 if size > 100_000 else 200, True)
+
+
 # -- slow clients -------------------------------------------------------------------------------------
 
 

@@ -101,6 +101,7 @@ class Opened:
         self._engines: dict[tuple[Any, ...], Engine] = {}
         self._generators: dict[tuple[str, ...], Generator] = {}
         self._encoder: Any = None
+        self._longest: int | None = None
 
     def _engine(self, config: PredictConfig) -> Engine:
         """Return what runs the model: torch, or for an exported model its own runtime, after its golden rows."""
@@ -286,8 +287,10 @@ class Opened:
     def _max_length(self, config: PredictConfig | ExportConfig) -> int:
         from .loading import longest_input
 
-        limit = longest_input(self.located.path, self.tokenizer)
-        limit = min(limit, (bundle.artifact_of(self._manifest) or {}).get("max_length", limit))  # of fixed lengths
+        if self._longest is None:  # transformers takes a millisecond or two to read it
+            self._longest = longest_input(self.located.path, self.tokenizer)
+        artifact = bundle.artifact_of(self._manifest) or {}
+        limit = min(self._longest, artifact.get("max_length", self._longest))  # of fixed lengths
         if config.max_length is not None and config.max_length > limit:
             raise UsageError(f"max_length={config.max_length}, but this model takes at most {limit} tokens",
                              hint=f"max_length={limit}")  # fmt: skip

@@ -9,14 +9,16 @@ classifier is read at its first token alone, which saves five sixths of that lay
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ._blocked import Blocked
 from ._softmax import VECTOR, softmax, softmax_backward
-from .base import Dropout, Group, Weights, write
+from .base import Dropout, Group, Snapshot, Weights, write
 
 aten = torch.ops.aten
 
@@ -84,19 +86,67 @@ class LayerWeights:
             write(self.weights, bias[at], total if scale == 1.0 else total * scale)
 
 
+class LayerProducts:
+    """The same of a model that only answers, each product laid out once."""
+
+    def __init__(self, parts: LayerParameters, weights: Weights) -> None:
+        def product(*layers: nn.Linear) -> Blocked:
+            return Blocked(weights.work(*(m.weight for m in layers)), weights.work(*(m.bias for m in layers)))
+
+        self._product, self._parts = product, parts
+        self.attention, self.up, self.down = map(product, (parts.attention_output, parts.intermediate, parts.output))
+        norms = (parts.attention_norm, parts.output_norm)
+        self.norms = [(weights.work(n.weight), weights.work(n.bias)) for n in norms]
+
+    @cached_property
+    def qkv(self) -> Blocked:
+        """Queries, keys and values."""
+        return self._product(self._parts.query, self._parts.key, self._parts.value)
+
+    @cached_property
+    def query_and_others(self) -> tuple[Blocked, Blocked]:
+        """Queries; keys and values: where few places are read."""
+        return self._product(self._parts.query), self._product(self._parts.key, self._parts.value)
+
+
+def layer_weights(parts: LayerParameters, weights: Weights) -> LayerWeights | LayerProducts:
+    """Return the weights of a layer as the work asks for them."""
+    return (LayerProducts if type(weights) is Snapshot else LayerWeights)(parts, weights)
+
+
 def encoder_layer(
     x: Tensor,
-    weights: LayerWeights,
+    weights: LayerWeights | LayerProducts,
     shape: LayerShape,
     groups: tuple[Group, ...],
     dropout: Dropout | None,
     only: Tensor | None = None,
 ) -> Tensor:
     """Run one layer. x: (tokens, hidden) -> (tokens, hidden), or (len(only), hidden)."""
+    if isinstance(weights, LayerProducts):
+        return _answered(x, weights, shape, groups, only)
     lowest = weights.trained and torch.is_grad_enabled() and not x.requires_grad
     if lowest:
         x.requires_grad_()  # nothing below is trained: nobody reads its gradient, but the layer's backward must run
     return _Layer.apply(x, weights, shape, groups, dropout, only, lowest)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _answered(x: Tensor, w: LayerProducts, shape: LayerShape, groups: tuple[Group, ...], only: Tensor | None) -> Tensor:
+    """Run a layer that nothing is kept of."""
+    residual, queries = x, None
+    if only is None:
+        qkv = w.qkv(x)
+    else:
+        residual = x.index_select(0, only)
+        query, others = w.query_and_others
+        queries, qkv = query(residual), others(x)
+    context, _ = _attend(qkv, queries, shape, groups, None, keep=False)
+
+    def normed(out: Tensor, residual: Tensor, which: int) -> Tensor:
+        return functional.layer_norm(out.add_(residual), out.shape[1:], *w.norms[which], shape.epsilon)
+
+    y = normed(w.attention(context), residual, 0)
+    return normed(w.down(w.up(y, gelu=True)), y, 1)
 
 
 class _Layer(torch.autograd.Function):

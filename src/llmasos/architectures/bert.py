@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ._embedding import looked_up
-from ._post_norm import LayerParameters, LayerShape, LayerWeights, encoder_layer
+from ._post_norm import LayerParameters, LayerShape, encoder_layer, layer_weights
 from .base import Dropout, Pack, Prefix, Weights, frozen_layers
 
 # model type -> (attribute of the encoder, whether positions start after the padding id)
@@ -107,7 +107,7 @@ class _BertForward:
             config.hidden_dropout_prob,
             config.attention_probs_dropout_prob,
         )
-        self.layers = [LayerWeights(parts, weights) for parts in _layers(model)]
+        self.layers = [layer_weights(parts, weights) for parts in _layers(model)]
         self.frozen = _frozen(model)
 
     def __call__(self, pack: Pack, dropout: Dropout | None = None) -> Tensor:

@@ -1,21 +1,14 @@
-"""A linear layer for few rows at a time, as fast as memory gives the weights.
-
-On a processor oneDNN lays weights out in blocks before it multiplies, and ``F.linear`` has it do so at every
-call: half of the time at one row. Here that is done once. A row's result is the same, up to the last bit of
-the order of summation, whatever the number of rows. Elsewhere, and where this torch lacks the operator,
-it is ``F.linear``.
-"""
+"""Linear layers side by side for few rows at a time, as fast as memory gives the weights, with adapters over them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from ..architectures._blocked import Blocked
 from ._low_rank import LowRank, adds, under
 
 
@@ -34,19 +27,13 @@ class Linear:
         layers = [under(layer) for layer in layers]
         weights = [layer.weight.detach() for layer in layers]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-        self.weight = weight.to(dtype).contiguous()
-        self.bytes = self.weight.numel() * self.weight.element_size()
-        self.bias = _biases(layers, dtype)
-        self.blocked = _has_blocked(self.weight.device.type, dtype)
-        if self.blocked:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+        weight = weight.to(dtype)
+        self.bytes = weight.numel() * weight.element_size()
+        self.product = Blocked(weight, _biases(layers, dtype))
 
     def __call__(self, x: Tensor, members: Tensor | None = None) -> Tensor:
         """Return x W^T + b, and what is added to it for the model of each row, ``members``, (rows,)."""
-        if self.blocked:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        else:
-            out = functional.linear(x, self.weight, self.bias)
+        out = self.product(x)
         return out if self.low_rank is None or members is None else out.add_(self.low_rank(x, members))
 
 
@@ -55,16 +42,3 @@ def _biases(layers: list[Any], dtype: torch.dtype) -> Tensor | None:
         return None
     parts = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
     return torch.cat([part.detach() for part in parts]).to(dtype)
-
-
-@cache
-def _has_blocked(device: str, dtype: torch.dtype) -> bool:
-    """Try the operator, which is internal to torch, on a small product: it must be there and be right."""
-    if device != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    x, weight = torch.ones(2, 32, dtype=dtype), torch.eye(32, dtype=dtype)
-    try:
-        blocked = torch.ops.mkldnn._reorder_linear_weight(weight)
-        return torch.equal(torch.ops.mkldnn._linear_pointwise(x, blocked, None, "none", [], ""), x)
-    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
-        return False

@@ -6,10 +6,15 @@ time of everybody. So there is one mistake of each list (``Many``) and one unkno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, FailFast, model_validator
+from fastapi import Request, Response
+from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, FailFast, ValidationError, model_validator
 
 from ..serving.limits import check_texts
 
@@ -50,3 +55,43 @@ class Body(Fields):
     def _is_sound(cls, value: Any) -> Any:
         check_texts(value)
         return value
+
+
+class Direct(APIRoute):
+    """A route whose endpoint takes one body and the request, and returns JSON types.
+
+    FastAPI's own handler allows for all that an endpoint may want besides, and converts what it returns; for answers
+    of a few milliseconds that was a third of the server's own time.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what answers a request."""
+        endpoint = self.endpoint
+        kinds = [kind for kind in get_type_hints(endpoint).values() if isinstance(kind, type)]
+        body = next(kind for kind in kinds if issubclass(kind, Body))
+
+        async def answer(request: Request) -> Response:
+            try:
+                asking = body.model_validate(await _read(request))
+            except ValidationError as error:
+                raise RequestValidationError(
+                    [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
+                ) from error
+            return JSONResponse(await endpoint(asking, request))
+
+        return answer
+
+
+async def _read(request: Request) -> Any:
+    """Return the JSON of a request; what is not told to be JSON is bytes, which no body can be."""
+    content = await request.body()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        return content
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        wrong = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "", "ctx": {"error": error.msg}}
+        raise RequestValidationError([wrong]) from error
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the request is not JSON in UTF-8, or nested too deeply") from error

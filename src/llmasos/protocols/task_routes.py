@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ..core.errors import UsageError
 from ..serving.rows import plain, row_of
-from ._bodies import Body, Many
+from ._bodies import Body, Direct, Many
 from .base import Protocol
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class TaskRoutes(Protocol):
 
     def routes(self, desk: Desk) -> APIRouter:
         """Return the routes."""
-        router = APIRouter(tags=["tasks"])
+        router = APIRouter(tags=["tasks"], route_class=Direct)
         for kind, (tags, doc, example) in KINDS.items():
             body = {"requestBody": {"content": {"application/json": {"example": {"inputs": example}}}}}
             router.add_api_route(f"/v1/{kind}", _answering(desk, kind, tags), methods=["POST"], summary=doc,

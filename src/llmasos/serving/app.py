@@ -7,6 +7,7 @@ status, and what happens when the server is told to stop. What is asked and answ
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import logging
 import re
@@ -54,7 +55,8 @@ def application(desk: Desk, guard: Guard, *, version: str, watch: Watch | None =
     """Return the application of a desk, with the routes of every protocol."""
     watch = watch or Watch(Metrics(desk, version, PATIENCE))
     protocols: list[Protocol] = [plugins.load("protocols", name) for name in plugins.names("protocols")]
-    app = FastAPI(title="LLMasOS", version=version, lifespan=_lifespan(desk), docs_url=None, redoc_url=None)
+    app = FastAPI(title="LLMasOS", version=version, lifespan=_lifespan(desk), docs_url=None, redoc_url=None,
+                  telemetry={"tracing": False, "metrics": False, "logs": False})  # fmt: skip
     app.state.desk = desk
     for protocol in sorted(protocols, key=_often, reverse=True):  # a path is compared with one route after the other
         app.include_router(protocol.routes(desk))
@@ -399,7 +401,7 @@ def server_config(
     return uvicorn.Config(
         application(desk, guard, version=version, watch=watch), host=desk.config.host, port=desk.config.port,
         http=connection, log_config=None, access_log=False, server_header=False, timeout_keep_alive=65,
-        timeout_graceful_shutdown=LAST, h11_max_incomplete_event_size=64 << 10, **options,
+        timeout_graceful_shutdown=LAST, **options,
     )  # fmt: skip
 
 
@@ -434,7 +436,17 @@ def listen(config: uvicorn.Config, desk: Desk, *, started: Callable[[str], None]
             started(server.url)
         await serving
 
-    asyncio.run(whole())
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(whole())
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Return the quickest loop there is: uvloop is not made for Windows."""
+    if importlib.util.find_spec("uvloop") is None:
+        return asyncio.new_event_loop()
+    import uvloop
+
+    return uvloop.new_event_loop()
 
 
 def said(body: Mapping[str, Any], event: str = "") -> bytes:

@@ -1,7 +1,7 @@
-"""Connections that do not wait for ever: a client has so many seconds for the head of a request.
+"""Connections that do not wait for ever: a client has so many seconds and bytes for the head of a request.
 
 Uvicorn limits how long a connection may rest between requests, and nothing else; clients that send a letter now and
-then could hold all that there are.
+then, or headers without end, could hold all that there are.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD = 64 << 10
+"""Bytes that the head of a request may have."""
 
 
-class Patient(H11Protocol):
-    """A connection that is closed when a request has not come to the end of its head in time."""
+class Patient(HttpToolsProtocol):
+    """A connection that is closed when a request has not come to the end of its head in time, or in ``HEAD`` bytes."""
 
     seconds = 15.0
     _head: asyncio.TimerHandle | None = None
+    _in_head, _read = True, 0
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first request."""
@@ -25,12 +29,27 @@ class Patient(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come; a head that has begun is waited for."""
-        cycle = self.cycle
+        cycle, in_head = self.cycle, self._in_head
         super().data_received(data)
         if self.cycle is not cycle:
             self._stop()
         elif self._between:
             self._wait()
+        self._read = self._read + len(data) if in_head and self._in_head and self.cycle is cycle else 0
+        if self._read > HEAD and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
+
+    def on_headers_complete(self) -> None:
+        """Begin a request; what is raised here is answered with a 400."""
+        if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > HEAD:
+            raise ValueError
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Expect the next head."""
+        self._in_head = True
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""

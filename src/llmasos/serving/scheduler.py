@@ -15,13 +15,53 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+from weakref import WeakKeyDictionary
 
 from ..core.errors import BusyError, LLMasOSError, OverdueError, UnavailableError
 from .buckets import ROWS, SECONDS, SHORT, Buckets
 
 CLOSING = 2.0
 """Seconds that a step may take until a server goes without its end."""
+
+
+class Post:
+    """What computing threads say to a loop: it is woken once for all that is said before it looks.
+
+    A step of many rows would wake it for each of them otherwise, and each time wait for its turn with it.
+
+    Args:
+        loop: whom they say it to.
+    """
+
+    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Post]] = WeakKeyDictionary()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._wake = partial(loop.call_soon_threadsafe, self._deliver)
+        self._closed = loop.is_closed
+        self._items: deque[tuple[asyncio.Queue[Any], tuple[Any, ...]]] = deque()
+        self._woken = False
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> Post:
+        """Return that of a loop; called in it."""
+        if loop not in cls._all:
+            cls._all[loop] = cls(loop)
+        return cls._all[loop]
+
+    def send(self, to: asyncio.Queue[Any], items: tuple[Any, ...]) -> None:
+        """Put items into a queue of the loop, from any thread."""
+        self._items.append((to, items))
+        if not self._woken and not self._closed():
+            self._woken = True
+            self._wake()
+
+    def _deliver(self) -> None:
+        self._woken = False  # first: what is said from here on wakes again
+        while self._items:
+            to, items = self._items.popleft()
+            for item in items:
+                to.put_nowait(item)
 
 
 @dataclass(eq=False)
@@ -44,7 +84,7 @@ class Work:
     arrived: float = field(default_factory=time.monotonic)
     begun: float | None = None
     first: bool = False  # whether anything of it has been computed
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _post: Post = field(default_factory=lambda: Post.of(asyncio.get_running_loop()))
     _said: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
 
     @property
@@ -54,16 +94,11 @@ class Work:
 
     def say(self, *items: Any) -> None:
         """Hand over results, or an error, from the computing thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._take, items)
+        self._post.send(self._said, items)
 
     def end(self) -> None:
         """Say that there is no more."""
         self.say(_END)
-
-    def _take(self, items: tuple[Any, ...]) -> None:
-        for item in items:
-            self._said.put_nowait(item)
 
     async def results(self) -> AsyncIterator[Any]:
         """Yield what is said, until the end; whoever stops listening has left.

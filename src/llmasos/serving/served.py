@@ -1,7 +1,8 @@
 """One model of the server: what it can do, and each of its abilities as a coroutine.
 
-Texts are tokenised and answers decoded on a pool of threads; between the two the model's scheduler computes. What is
-asked for is checked before it waits: a request that can never be answered is refused at once.
+Texts are tokenised and answers decoded on a pool of threads, or at once where they are short; between the two the
+model's scheduler computes. What is asked for is checked before it waits: a request that can never be answered is
+refused at once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from .scheduler import Lane, Scheduler, Work
 if TYPE_CHECKING:
     from ..generation.generator import Generator
     from ..generation.loop import Done, Piece
+
+
+BRIEF = 1000
+"""Characters of a text that the event loop reads by itself."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,8 @@ class Served:
             return await self._written(task, rows, asked, options)
         if options:
             raise UsageError(f"{next(iter(options))} does nothing for {task.tag}", hint="leave it out")
-        rows_of = await self._encoded(task, rows, asked)
-        found: list[Any] = await self._in_pool(decoded, await self._computed(rows_of, asked))
+        rows_of = await self._computed(await self._encoded(task, rows, asked), asked)
+        found: list[Any] = decoded(rows_of) if _brief(rows) else await self._in_pool(decoded, rows_of)
         self._keep(asked, rows, found)
         return found
 
@@ -151,7 +156,7 @@ class Served:
         assert self.parts.engine is not None
         part = partial(encoded, task, self.parts.engine, self.parts.tokenizer, rows, self.parts.max_length,
                        truncate=asked.truncate)  # fmt: skip
-        found: Rows = await self._in_pool(part)
+        found: Rows = part() if _brief(rows) else await self._in_pool(part)
         return found
 
     async def _computed(self, rows: Rows, asked: Asked) -> Rows:
@@ -291,6 +296,11 @@ class Served:
         self.scheduler.close()
         if self.parts.generator is not None:
             self.parts.generator.close()
+
+
+def _brief(rows: Sequence[Row]) -> bool:
+    """Say whether rows take less time to read than a thread takes to be told of them."""
+    return len(rows) == 1 and all(isinstance(value, str) and len(value) <= BRIEF for value in rows[0].values())
 
 
 def _lane(parts: Parts, config: ServeConfig) -> Lane:
