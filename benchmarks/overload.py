@@ -61,7 +61,7 @@ def overloaded(work: Path, minutes: float) -> dict[str, Any]:
             found = load(port, many, CONNECTIONS, rate=2 * rate)
     answered = [number for number, status in enumerate(found.statuses) if status == 200]
     refused = [number for number, status in enumerate(found.statuses) if status == 429]
-    wrong = sum(json.loads(found.bodies[i])["result"]["label"] != right[i % len(texts)] for i in answered)
+    wrong = sum(str(json.loads(found.bodies[i])["result"]["label"]) != right[i % len(texts)] for i in answered)
     later = len(memory.seen) // 10  # the first tenth warms up
     return {
         "capacity": rate, "asked": len(many) / found.seconds, "answered": len(answered) / found.seconds,
