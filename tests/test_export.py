@@ -20,7 +20,7 @@ import torch
 from llmasos import LLM, TextClassificationTask, errors, export, golden
 from llmasos.certificate import TOLERANCES, Tolerance
 from llmasos.cli import main
-from llmasos.core import llama, plugins
+from llmasos.core import bundle, llama, plugins
 from llmasos.data.dataset import read
 from llmasos.data.encoding import encode
 from llmasos.engines._apart import Apart
@@ -218,6 +218,85 @@ def test_a_runtime_that_cannot_read_it_is_an_error_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def edited(path: Path, change: Any) -> None:
+    """Change a file of JSON."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def swapped(folder: Path) -> None:
+    """Let a tokenizer take two letters for each other."""
+    vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    both = {"a": vocab["b"], "b": vocab["a"]}
+    edited(folder / "tokenizer.json", lambda content: content["model"]["vocab"].update(both))
+
+
+def without_edges(folder: Path) -> None:
+    """Let a tokenizer begin and end a text with nothing."""
+    edited(folder / "tokenizer.json", lambda content: content.update(post_processor=None))
+
+
+@pytest.fixture
+def spoilt(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that lets exports change their folder after everything was written."""
+    usual = export._written
+
+    def set_up(change: Any) -> None:
+        def write(job: Any, exporter: Any, source: Source, work: Path, *more: Any) -> Any:
+            content = usual(job, exporter, source, work, *more)
+            change(work)
+            return content
+
+        monkeypatch.setattr(export, "_written", write)
+
+    return set_up
+
+
+@pytest.mark.parametrize("change", [swapped, without_edges])
+def test_a_tokenizer_that_reads_differently_once_it_is_saved_is_refused(
+    change: Any, tuned: Path, written: Any, spoilt: Any, tmp_path: Path
+) -> None:
+    written()
+    spoilt(change)
+    with pytest.raises(errors.ParityError, match="other tokens of the golden texts"):
+        LLM.from_pretrained(tuned / "model").export(tmp_path / "out", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_another_template_and_a_lost_stop_token_are_refused(spoilt: Any, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    kind = plugins.load("tasks", "text-generation")
+    task, rows = kind.sample()
+    llm = LLM.from_pretrained(save_tiny(tmp_path / "base", kind.auto_class, max_length=160))
+    llm.finetune(task, rows, epochs=1, output=tmp_path / "model", progress=False, allow_unknown=1.0)
+    stops = [llm.tokenizer.eos_token_id, 7]
+    llm.model.generation_config.eos_token_id = stops
+
+    def template(folder: Path) -> None:
+        (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+    def stop(folder: Path) -> None:
+        edited(folder / "generation_config.json", lambda content: content.update(eos_token_id=stops[0]))
+
+    before = sorted(tmp_path.iterdir())
+    for change, wrong in ((template, "other chat template"), (stop, "end with the tokens")):
+        spoilt(change)
+        with pytest.raises(errors.ParityError, match=wrong):
+            llm.export(tmp_path / "out", "openvino", data=rows)
+        assert sorted(tmp_path.iterdir()) == before
+    spoilt(lambda folder: None)
+    llm.export(tmp_path / "out", "openvino", data=rows)
+    stop(tmp_path / "out")
+    assert main(["verify", str(tmp_path / "out")]) == 2  # the file was changed
+    manifest = tmp_path / "out" / "llmasos.json"
+    digest = bundle.digest(tmp_path / "out" / "generation_config.json")
+    edited(manifest, lambda content: content["files"].update({"generation_config.json": digest}))
+    with pytest.raises(errors.ParityError, match="end with the tokens"):
+        LLM.from_pretrained(tmp_path / "out").verify()
+
+
 def test_a_runtime_that_dies_is_an_error(artifact: Path) -> None:
     content = json.loads((artifact / "llmasos.json").read_text())["artifact"]
     with Apart(artifact, content, pad_id=0, output="row") as engine:
@@ -261,8 +340,6 @@ def test_verify_finds_what_was_changed(artifact: Path, tmp_path: Path) -> None:
         change(content)
         (folder / name).write_text(json.dumps(content))
         if not hashed:  # as by somebody who writes the digests anew
-            from llmasos.core import bundle
-
             manifest = json.loads((folder / "llmasos.json").read_text())
             manifest["files"][name] = bundle.digest(folder / name)
             (folder / "llmasos.json").write_text(json.dumps(manifest))
@@ -355,6 +432,14 @@ def test_a_failed_gate_ends_with_exit_code_1(
     assert not (tmp_path / "out").exists()
 
 
+WORDS = {
+    "text-classification": ("classification", "分类"), "token-classification": ("tags", "标注"),
+    "question-answering": ("answers", "问答"), "sentence-similarity": ("similarity", "相似度"),
+    "fill-mask": ("masks", "填空"),
+}  # fmt: skip
+"""Task of an encoder -> what it is called in the guides."""
+
+
 @pytest.mark.parametrize("page", ["export.md", "export.zh-CN.md"])
 def test_the_guides_table_says_what_formats_hold(page: str) -> None:
     text = (Path(__file__).resolve().parents[1] / "docs" / "guides" / page).read_text(encoding="utf-8")
@@ -366,6 +451,12 @@ def test_the_guides_table_says_what_formats_hold(page: str) -> None:
     assert told == {
         name: [list(one.precisions.get(kind, ())) for kind in KINDS[: len(told[name])]] for name, one in formats.items()
     }
+    for name, one in formats.items():  # all tasks of an encoder, or those in parentheses
+        (encoders,) = (cells[2] for cells in lines if cells[0] == f"`{name}`")
+        named = {word for words in WORDS.values() for word in words if word in encoders}
+        held = [words for tag, words in WORDS.items() if one.holds(plugins.load("tasks", tag))]
+        assert len(named) == (len(held) if len(held) < len(WORDS) else 0)
+        assert all(named & set(words) for words in held if named)
 
 
 def test_parts_that_suffer_from_eight_bits_come_first(tuned: Path) -> None:

@@ -36,7 +36,8 @@ from .engines.torch import TorchEngine
 from .evaluation import evaluate, referenced
 from .exporters._sensitivity import ranked
 from .exporters.base import Exporter, Source, kind_of
-from .generation.generator import Generator, of_artifact
+from .generation.generator import Generator, ends_in, of_artifact
+from .loading import load_tokenizer
 from .metrics.base import LOWER_IS_BETTER, Interval
 from .prediction import predict, written
 from .saving import tokenizer_contract
@@ -296,11 +297,13 @@ def _judged(
     job: Job, original: Judged, rows: Rows | None, work: Path, content: Mapping[str, Any]
 ) -> tuple[Certificate, list[str]]:
     """Run the artifact in its own runtime; return what was found, and what is wrong with it."""
-    artifact, task, tokenizer = content["artifact"], job.source.task, job.source.tokenizer
+    artifact, task, tokenizer = content["artifact"], job.source.task, load_tokenizer(work)
     limit = TOLERANCES[artifact["precision"]]
     limit = limit if job.accept_drop is None else replace(limit, drop=job.accept_drop)
     kept = golden.read(work)
     assert kept is not None
+    check_tokenizer(work, tokenizer, content["tokenizer"])
+    check_ends(work, tokenizer, kept)
     with opened(work, artifact, task, tokenizer) as engine:
         apart = golden.compare(kept, engine, task, tokenizer)
         faults = golden_faults(apart, artifact["precision"], limit)
@@ -339,6 +342,26 @@ def _judged(
 def opened(folder: Path, artifact: Mapping[str, Any], task: Task, tokenizer: Any) -> Apart:
     """Open an artifact by the engine of its format, in a process of its own."""
     return Apart(folder, artifact, pad_id=tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest)
+
+
+def check_tokenizer(folder: Path, tokenizer: Any, wanted: Mapping[str, Any]) -> None:
+    """Raise where the tokenizer of a folder reads, ends or renders differently from how it did."""
+    found = tokenizer_contract(folder, tokenizer)
+    words = {"special_ids": "special tokens", "golden": "tokens of the golden texts", "chat_template": "chat template"}
+    if wrong := [what for name, what in words.items() if name in wanted and wanted[name] != found[name]]:
+        raise ParityError(
+            f"its tokenizer files are not those of the model: other {', '.join(wrong)}",
+            hint="take the tokenizer files of the model itself",
+        )
+
+
+def check_ends(folder: Path, tokenizer: Any, kept: golden.Golden) -> None:
+    """Raise where an artifact's answers end after other tokens than the model's."""
+    if kept.answers is not None and (ends := ends_in(folder, tokenizer)) != frozenset(kept.ends):
+        raise ParityError(
+            f"its answers end with the tokens {sorted(ends)}, and those of the model with {list(kept.ends)}",
+            hint="take generation_config.json and the tokenizer files of the model itself",
+        )
 
 
 def _latency(engine: Apart, rows: golden.Golden, task: Task, tokenizer: Any) -> float:

@@ -19,11 +19,10 @@ from .data.encoding import encode
 from .engines.base import Author, Engine
 from .engines.torch import TorchEngine
 from .evaluation import evaluate, referenced
-from .export import WRITTEN, answered, lost, opened
+from .export import WRITTEN, answered, check_ends, check_tokenizer, lost, opened
 from .generation.generator import Generator as Writer
 from .generation.generator import of_artifact
 from .metrics.base import Interval
-from .saving import tokenizer_contract
 from .tasks.base import Task
 
 
@@ -87,7 +86,7 @@ def verify(
     if manifest is None:
         raise BundleError(f"{folder} has no golden rows to compare with", hint="save or export it with this version")
     bundle.verify(folder)
-    _check_tokenizer(folder, tokenizer, manifest)
+    check_tokenizer(folder, tokenizer, manifest["tokenizer"])
     yield Phase("golden rows")
     job = _Job(task, tokenizer, max_length, untrained, data, columns, batch_size)
     artifact, files = bundle.artifact_of(manifest), len(manifest["files"])
@@ -100,6 +99,8 @@ def verify(
         return Verified(folder, None, precision, engine.how, files, found, **scored)
     precision, written = artifact["precision"], certificate.read(folder)
     limit = Tolerance(**written["tolerance"])
+    if (kept := golden.read(folder)) is not None:
+        check_ends(folder, tokenizer, kept)
     with opened(folder, artifact, task, tokenizer) as runtime:
         notes: tuple[str, ...] = ()
         if runtime.how != written["runtime"]:
@@ -110,17 +111,6 @@ def verify(
             runtime, job, written, limit, lambda: of_artifact(folder, runtime, tokenizer, max_length)
         )
     return Verified(folder, artifact["target"], precision, runtime.how, files, found, notes=notes, **scored)
-
-
-def _check_tokenizer(folder: Path, tokenizer: Any, manifest: Mapping[str, Any]) -> None:
-    """Raise where the tokenizer reads, ends or renders differently from how it did."""
-    wanted, found = manifest["tokenizer"], tokenizer_contract(folder, tokenizer)
-    words = {"special_ids": "special tokens", "golden": "tokens of the golden texts", "chat_template": "chat template"}
-    if wrong := [what for name, what in words.items() if name in wanted and wanted[name] != found[name]]:
-        raise ParityError(
-            f"the tokenizer in {folder} is not that of the model: other {', '.join(wrong)}",
-            hint="take the tokenizer files of the model itself",
-        )
 
 
 class _Job(NamedTuple):

@@ -28,6 +28,8 @@ from tiny import save_tiny
 
 FORMATS = plugins.names("exporters")
 QUICK = ("text-classification", "translation")
+USUAL = {"encoder": "text-classification", "decoder": "text-generation", "encoder-decoder": "translation"}
+"""Kind of model -> a task of it."""
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +60,16 @@ def exported(tuned: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         folder, rows = tuned(tag)
         path = tmp_path_factory.mktemp(name) / "out"
         llm = LLM.from_pretrained(folder)
-        known = plugins.load("exporters", name).precisions[kind_of(llm.task, load_config(folder))]
-        exact = "float32" if "float32" in known else None  # so that answers can be compared digit by digit
-        return path, llm.export(path, name, data=rows, quantize=exact)
+        kind = kind_of(llm.task, load_config(folder))
+        return path, llm.export(path, name, data=rows, quantize=exact(plugins.load("exporters", name), kind))
 
     return export
+
+
+def exact(exporter: Any, kind: str) -> str:
+    """Return the precision in which answers can be compared digit by digit."""
+    known = exporter.precisions[kind]
+    return "float32" if "float32" in known else str(known[0])
 
 
 def slow(exporter: Any) -> bool:
@@ -75,16 +82,30 @@ def _pairs() -> list[Any]:
     for name in FORMATS:
         exporter = plugins.load("exporters", name)
         for tag in plugins.names("tasks"):
-            task = plugins.load("tasks", tag)
-            encodes = task.auto_class == "AutoModelForSeq2SeqLM"
-            kind = "encoder" if not task.generates else "encoder-decoder" if encodes else "decoder"
-            if kind in exporter.precisions and (task.generates or task.output in exporter.outputs):
+            if exporter.holds(plugins.load("tasks", tag)):
                 quick = tag in QUICK and not slow(exporter)
                 found.append(pytest.param(name, tag, marks=[] if quick else pytest.mark.slow))
     return found
 
 
+def _kinds() -> list[Any]:
+    """Name every format with a task of each kind of model that it holds."""
+    held = [(name, tag, plugins.load("exporters", name)) for name in FORMATS for tag in USUAL.values()]
+    return [pytest.param(name, tag, marks=[pytest.mark.slow] * (slow(exporter) or tag not in QUICK))
+            for name, tag, exporter in held if exporter.holds(plugins.load("tasks", tag))]  # fmt: skip
+
+
+def _precisions() -> list[Any]:
+    """Name every precision of every kind of model, but those that all tasks are exported in."""
+    formats = {name: plugins.load("exporters", name) for name in FORMATS}
+    return [(name, USUAL[kind], precision) for name, exporter in formats.items()
+            for kind, known in exporter.precisions.items() for precision in known
+            if precision != exact(exporter, kind)]  # fmt: skip
+
+
 every_pair = pytest.mark.parametrize(("name", "tag"), _pairs())
+every_kind = pytest.mark.parametrize(("name", "tag"), _kinds())
+every_precision = pytest.mark.parametrize(("name", "tag", "precision"), _precisions())
 every_format = pytest.mark.parametrize("name", [
     pytest.param(name, marks=[pytest.mark.slow] * slow(plugins.load("exporters", name))) for name in FORMATS
 ])  # fmt: skip
@@ -153,12 +174,34 @@ def said(prediction: Any) -> Any:
     return json.loads(json.dumps(content), parse_float=lambda text: round(float(text), 3))
 
 
-@every_format
+@pytest.mark.slow
+@every_precision
+def test_every_precision_is_judged_and_runs_from_its_files(
+    name: str, tag: str, precision: str, usable: Any, tuned: Any, tmp_path: Path
+) -> None:
+    usable(name)
+    folder, rows = tuned(tag)
+    # models that have learned so little lose more of their score than others; the outputs decide
+    found = LLM.from_pretrained(folder).export(tmp_path / "out", name, data=rows, quantize=precision, accept_drop=50.0)
+    assert found.precision == precision
+    assert 1e-5 < found.golden.relative <= found.tolerance.outputs  # rounded, and the same model
+    assert found.score is not None
+    artifact = LLM.from_pretrained(tmp_path / "out")
+    again = artifact.verify(rows)
+    assert again.same_rows
+    assert again.precision == precision
+    assert again.score is not None
+    assert again.score.value == pytest.approx(found.score.artifact.value, abs=1e-9)
+    short = {"max_new_tokens": 8} if plugins.load("tasks", tag).generates else {}
+    assert len(artifact.predict(rows[:3], **short)) == 3
+
+
+@every_kind
 def test_a_model_that_was_changed_on_the_way_is_refused(
-    name: str, usable: Any, tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tag: str, usable: Any, tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exporter = usable(name)
-    folder, rows = tuned(one_task(exporter))
+    folder, rows = tuned(tag)
 
     class Broken(type(exporter)):  # type: ignore[misc]
         def write(self, source: Any, folder: Path, precision: str) -> Any:

@@ -133,13 +133,19 @@ class Exporter(ABC):
         known = self.precisions.get(kind_of(task, config), ())
         if not known or not (task.generates or task.output in self.outputs):
             raise UsageError(
-                f"{self.target} holds no {task.tag} model of type {config.model_type}", hint=f"it holds {holds(self)}"
+                f"{self.target} holds no {task.tag} model of type {config.model_type}", hint=f"it holds {held(self)}"
             )
         if precision is not None and precision not in known:
             raise UsageError(f"{self.target} has no {precision!r} for {task.tag}", hint=f"known: {', '.join(known)}")
         if any(importlib.util.find_spec(name) is None for name in self.requires):
             raise MissingExtraError(f"an export to {self.target}", install=f"'llmasos[{self.extra}]'")
         return precision or known[0]
+
+    def holds(self, task: type[Task]) -> bool:
+        """Say whether there are models for a task that it can hold."""
+        if task.generates:
+            return KINDS[2 if task.auto_class == "AutoModelForSeq2SeqLM" else 1] in self.precisions
+        return KINDS[0] in self.precisions and task.output in self.outputs
 
     def mixes(self, kind: str, precision: str) -> bool:
         """Say whether parts of a model of this kind can stay in float32."""
@@ -165,17 +171,10 @@ def kind_of(task: Task, config: Any) -> str:
     return KINDS[2] if getattr(config, "is_encoder_decoder", False) else KINDS[1]
 
 
-def holds(exporter: Exporter) -> str:
+def held(exporter: Exporter) -> str:
     """Name the tasks that a format holds."""
     tasks = [plugins.load("tasks", name) for name in plugins.names("tasks")]
-    return ", ".join(task.tag for task in tasks if _could_hold(exporter, task))
-
-
-def _could_hold(exporter: Exporter, task: type[Task]) -> bool:
-    if task.generates:
-        kind = KINDS[2] if task.auto_class == "AutoModelForSeq2SeqLM" else KINDS[1]
-        return kind in exporter.precisions
-    return KINDS[0] in exporter.precisions and task.output in exporter.outputs
+    return ", ".join(task.tag for task in tasks if exporter.holds(task))
 
 
 def group_size(model: Any) -> int:

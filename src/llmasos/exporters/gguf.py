@@ -60,6 +60,10 @@ class GgufFormat(Exporter):
     }
     outputs = ("row", "embedding", "vocabulary")
 
+    def holds(self, task: type[Task]) -> bool:
+        """See ``Exporter.holds``; llama.cpp has no head that fills masks."""
+        return task.auto_class != "AutoModelForMaskedLM" and super().holds(task)
+
     def check(self, task: Task, config: Any, precision: str | None) -> str:
         """Return the precision to write; see ``Exporter.check``."""
         found = super().check(task, config, precision)

@@ -333,6 +333,11 @@ def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(end) for end in ends)
 
 
+def ends_in(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Return the ids after which the model of an artifact has ended; see ``ends_of``."""
+    return ends_of(_Files(folder), tokenizer)
+
+
 def processors_of(model: Any, ends: frozenset[int], max_new_tokens: int, first: int | None) -> tuple[Processor, ...]:
     """Return what the model's own generation settings ask for beyond the choice of tokens, by transformers' classes."""
     import transformers as t
