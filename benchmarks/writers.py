@@ -24,7 +24,7 @@ from .pretrain import STORIES
 from .records import Column, Goal, Result, Run, goal, middle
 
 PEERS = ("transformers_fp32", "transformers_bf16", "llmasos")
-ROWS, VOCABULARY, PROMPT, NEW, ROUNDS = 3000, 4096, 64, 64, 3
+ROWS, VOCABULARY, PROMPT, NEW, ROUNDS, HELD = 3000, 4096, 64, 64, 3, 40
 SIZES = (1, 8)
 Write = Callable[[list[str]], int]
 
@@ -57,9 +57,9 @@ def prepare(source: Path, work: Path, rows: int) -> None:
     with gzip.open(source / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
         (work / "train.jsonl").write_text("".join(islice(lines, rows)), encoding="utf-8")
     with (source / "validation.jsonl").open(encoding="utf-8") as lines:
-        held = list(islice(lines, 100 + max(SIZES)))
-    (work / "validation.jsonl").write_text("".join(held[:100]), encoding="utf-8")
-    (work / "prompts.jsonl").write_text("".join(held[100:]), encoding="utf-8")
+        held = list(islice(lines, HELD + max(SIZES)))
+    (work / "validation.jsonl").write_text("".join(held[:HELD]), encoding="utf-8")
+    (work / "prompts.jsonl").write_text("".join(held[HELD:]), encoding="utf-8")
 
 
 def work_of(name: str, work: Path, export: bool) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def result(runs: list[Run], names: list[str]) -> Result:
         baseline="transformers_fp32",
         better="higher",
         goals=goals(runs, names),
-        notes=["perplexity: on 100 stories that the model has not seen, as the gate finds it"],
+        notes=[f"perplexity: on {HELD} stories that the model has not seen, as the gate finds it"],
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmasos import LLM, TextClassificationTask, errors, export, golden
+from llmasos import LLM, LanguageModelingTask, TextClassificationTask, errors, export, golden
 from llmasos.certificate import TOLERANCES, Tolerance
 from llmasos.cli import main
 from llmasos.core import bundle, llama, plugins
@@ -560,3 +560,21 @@ def small(path: Path) -> int:
     nodes = openvino.Core().read_model(str(path)).get_ops()
     return sum(node.get_type_name() == "Constant" and str(node.get_element_type()) in ("<Type: 'int8_t'>",)
                and len(node.get_output_shape(0)) == 2 for node in nodes)  # fmt: skip
+
+
+def test_an_exported_language_model_writes_and_foretells(tmp_path: Path) -> None:
+    task, rows = LanguageModelingTask.sample()
+    llm = LLM.from_pretrained(save_tiny(tmp_path / "base", task.auto_class, max_length=160))
+    llm.finetune(
+        task, rows, epochs=4, batch_size=8, learning_rate=2e-3, output=tmp_path / "model", progress=False,
+        allow_unknown=1.0,
+    )  # fmt: skip
+    llm = LLM.from_pretrained(tmp_path / "model")
+    certificate = llm.export(tmp_path / "out", "onnx", data=rows[:4])
+    assert certificate.golden.written == 1.0
+    artifact = LLM.from_pretrained(tmp_path / "out")
+    for prompt in ("one two", "six one"):
+        expected = llm.generate(prompt, max_new_tokens=12, precision="float32")
+        assert artifact.generate(prompt, max_new_tokens=12).tokens == expected.tokens
+    foretold = llm.predict(rows[0]["text"], precision="float32")
+    assert artifact.predict(rows[0]["text"]).perplexity == pytest.approx(foretold.perplexity, rel=1e-4)

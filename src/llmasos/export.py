@@ -105,8 +105,8 @@ def export(job: Job, output: str | Path, *, overwrite: bool = False) -> Events[E
             f"{precision} changes what the model answers, so its score must be compared",
             hint="give labelled rows: data=..., --data dev.jsonl",
         )
-    rows = calibration = None if data is None else Rows(job, data, WRITTEN if source.task.generates else None)
-    if precision in exporter.calibrated and not source.task.generates:
+    rows = calibration = None if data is None else Rows(job, data, WRITTEN if source.task.writes() else None)
+    if precision in exporter.calibrated and not source.task.writes():
         if (others := _recorded(job, "train") if job.calibration is None else job.calibration) is not None:
             calibration = Rows(job, others, CALIBRATED)
         else:
@@ -171,7 +171,7 @@ def _written(
     found = exporter.write(source, work, precision)
     source.tokenizer.save_pretrained(work)
     source.model.config.save_pretrained(work)
-    if source.task.generates:
+    if source.task.writes():
         source.model.generation_config.save_pretrained(work)
     kept.write(work)
     artifact = {"target": exporter.target, "engine": exporter.engine, "precision": precision, "files": found.files,
@@ -255,7 +255,7 @@ class Judged:
             found = answered(self._generator(), task, rows.used)
             task.score_answers(scorer, found, rows.used)
             self.answers = list(map(_answer, found))
-        elif not task.generates:
+        elif not task.writes():
             self.answers = list(map(_answer, predict(
                 self.engine, task, self._job.source.tokenizer, rows.used, max_length=self._job.source.max_length,
                 batch_size=size,
@@ -312,7 +312,7 @@ def _judged(
             found = Judged(job, rows, engine, lambda: of_artifact(work, engine, tokenizer, job.source.max_length))
             before = engine.seconds
             found.score()
-            if not task.generates:
+            if not task.writes():
                 speed = 2 * len(rows.encoded) / (engine.seconds - before)  # scored, and answered
             score = _compared(task, original, found)
             if not score.lost <= limit.drop + 1e-9:

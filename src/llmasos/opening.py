@@ -132,7 +132,7 @@ class Opened:
             folder, artifact, pad_id=self.tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest,
             threads=config.threads,
         )  # fmt: skip
-        asked = author_of(engine) if task.generates else engine
+        asked = author_of(engine) if artifact.get("writes") else engine
         check_golden(folder, asked, task, self.tokenizer, artifact["precision"])
         return engine
 
@@ -266,11 +266,11 @@ class Opened:
         kept = golden.read(self.located.path)
         if kept is not None and self.task is not None and bundle.artifact_of(self._manifest) is None:
             computing: Any = parts.generator or parts.engine
-            if (kept.answers is None) == self.task.generates:
+            if self.task.generates if kept.answers is None else not self.task.writes():
                 raise BundleError(f"the golden rows in {self.located.path} are of another task",
                                   hint="copy or save it again")  # fmt: skip
             precision = str(computing.dtype).removeprefix("torch.")
-            if self.task.generates and parts.generator:
+            if kept.answers is not None and parts.generator:
                 asked: Any = parts.generator.author([ids[0] for ids in kept.ids])
             else:
                 asked = parts.engine or self._engine(PredictConfig(precision=precision))
@@ -308,7 +308,7 @@ class Opened:
         from .data.batching import Batch
 
         draw = np.random.default_rng(0)
-        if self.task is None or self.task.generates:
+        if self.task is None or self.task.writes():
             config = GenerateConfig()
             generator, found = self._generator(config), []
             prompts = draw.integers(5, len(self.tokenizer), (batch_size, max(1, length - 48))).tolist()

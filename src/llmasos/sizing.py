@@ -98,7 +98,7 @@ def shape_of(folder: Path, task: Task | None) -> Shape:
     import transformers
 
     config = load_config(folder)
-    writes = task is None or task.generates
+    writes = task is None or task.writes()
     kind = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
     auto = getattr(transformers, task.auto_class if task is not None else kind)
     with quiet(), torch.device("meta"):

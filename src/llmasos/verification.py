@@ -93,7 +93,9 @@ def verify(
     if artifact is None:
         precision = "float32"
         engine = TorchEngine(model(), tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest)
-        asked: Engine | Author = golden.author_of(model()) if task.generates else engine
+        kept = golden.read(folder)
+        written_to = kept is not None and kept.answers is not None
+        asked: Engine | Author = golden.author_of(model()) if written_to else engine
         found = check_golden(folder, asked, task, tokenizer, precision)
         scored = yield from _scored(engine, job, None, TOLERANCES[precision])
         return Verified(folder, None, precision, engine.how, files, found, **scored)
@@ -141,7 +143,7 @@ def _scored(
         return said
     task = job.task
     rows = read(job.data, task.fields, columns=job.columns)
-    if certified and task.generates and len(rows) > WRITTEN:  # as it was certified
+    if certified and task.writes() and len(rows) > WRITTEN:  # as it was certified
         rows = rows.select(range(WRITTEN))
     yield Phase("score", len(rows))
     encoded = encode(rows, task, job.tokenizer, job.max_length, allow_truncated=1.0)

@@ -131,7 +131,7 @@ class Exporter(ABC):
             MissingExtraError: a package is not installed.
         """
         known = self.precisions.get(kind_of(task, config), ())
-        if not known or not (task.generates or task.output in self.outputs):
+        if not known or not (task.writes() or task.output in self.outputs):
             raise UsageError(
                 f"{self.target} holds no {task.tag} model of type {config.model_type}", hint=f"it holds {held(self)}"
             )
@@ -143,7 +143,7 @@ class Exporter(ABC):
 
     def holds(self, task: type[Task]) -> bool:
         """Say whether there are models for a task that it can hold."""
-        if task.generates:
+        if task.writes():
             return KINDS[2 if task.auto_class == "AutoModelForSeq2SeqLM" else 1] in self.precisions
         return KINDS[0] in self.precisions and task.output in self.outputs
 
@@ -166,7 +166,7 @@ KINDS = ("encoder", "decoder", "encoder-decoder")
 
 def kind_of(task: Task, config: Any) -> str:
     """Return what a model is to an exporter: an encoder, or one that writes, with or without an encoder."""
-    if not task.generates:
+    if not task.writes():
         return KINDS[0]
     return KINDS[2] if getattr(config, "is_encoder_decoder", False) else KINDS[1]
 

@@ -111,7 +111,7 @@ class GgufFormat(Exporter):
             llama.quantize(path, final)
             path.unlink()
         bundle.write_json(folder / TOKENS, examples(source))
-        return Written([FILE, TOKENS], notes, {"writes": source.task.generates})
+        return Written([FILE, TOKENS], notes, {"writes": source.task.writes()})
 
 
 _FILE_TYPES = {"F16": 1, "Q8_0": 7}

@@ -42,7 +42,7 @@ class OpenVinoFormat(Exporter):
         from ..decoders._plain import start_of
 
         kind = kind_of(source.task, source.model.config)
-        more: dict[str, Any] = {"writes": source.task.generates}
+        more: dict[str, Any] = {"writes": source.task.writes()}
         if kind == KINDS[2]:
             more["start"] = start_of(source.model)
         with still():

@@ -68,7 +68,7 @@ class WebFormat(OnnxFormat):
         app = _web_app.built()
         written = super().write(source, folder, precision)
         made = list(written.files)
-        if source.task.generates:
+        if source.task.writes():
             bundle.write_json(folder / PROMPTS, {"prompts": _prompts(source.tokenizer)})
             made.append(PROMPTS)
         shutil.copytree(app, folder, dirs_exist_ok=True)

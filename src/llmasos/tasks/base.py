@@ -177,6 +177,12 @@ class Task(ABC):
     generates: ClassVar[bool] = False
     """Whether predictions are texts that the model writes: from ``prompt``, read by ``answer``, while ``encode``
     and ``loss`` train it; ``decode`` is not used then."""
+
+    @classmethod
+    def writes(cls) -> bool:
+        """Say whether its models write on from a prompt: those that answer so, and language models from any text."""
+        return cls.generates or cls.auto_class == "AutoModelForCausalLM"
+
     cuts_prompts: ClassVar[bool] = False
     """Whether ``prompt`` can leave out the end of a text that is too long."""
     scores_answers: ClassVar[bool] = False
@@ -292,7 +298,7 @@ class Task(ABC):
     def prompt(self, row: Row, tokenizer: Any, longest: int | None = None) -> list[int]:
         """Return the tokens from which the model writes its answer to a row (an encoder's input, special ids included).
 
-        Only tasks that ``generates`` have one. Of what is longer than ``longest`` a task that ``cuts_prompts`` leaves
+        Only tasks whose models write have one. Of what is longer than ``longest`` a task that ``cuts_prompts`` leaves
         the end of the text out.
         """
         raise NotImplementedError(f"{type(self).__name__} writes no text")

@@ -86,6 +86,11 @@ class LanguageModelingTask(PlainTextTask):
         """Return an empty scorer that is told the bytes of each text."""
         return TokenScorer(bytes=True)
 
+    def prompt(self, row: Row, tokenizer: Any, longest: int | None = None) -> list[int]:
+        """Return the tokens of a text, to be gone on with."""
+        del longest
+        return [*_border(tokenizer).before, *tokens_of([row], tokenizer)[0]]
+
     def decode(self, outputs: Any, encoding: Encoding, rows: Sequence[Row]) -> list[Any]:
         """Score each text as a whole."""
         assert encoding.rows is not None
