@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ import httpx2
 import pytest
 
 from llmasos import LLM, LanguageModelingTask, SentenceSimilarityTask, TextClassificationTask
-from served import Server, serving
+from served import Server, serving, started
 from tiny import save_tiny, save_tiny_bert
 
 pytest.importorskip("fastapi")
@@ -333,11 +331,7 @@ def test_an_engine_that_fails_answers_with_an_error_and_goes_on(folders: dict[st
 
 def test_a_signal_lets_requests_end_and_refuses_new_ones(folders: dict[str, Path]) -> None:
     options = ["--port", "0", "--max-batch-tokens", "1", "--threads", "1"]
-    argv = [sys.executable, "-m", "llmasos", "serve", f"mood={folders['mood']}", *options]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:")
+    with started(f"mood={folders['mood']}", *options) as (process, url):
         answers: list[httpx2.Response] = []
         body = {"inputs": ["a b c d e f g " * 4] * 1000}  # takes a second or more
         thread = threading.Thread(
@@ -356,13 +350,16 @@ def test_a_signal_lets_requests_end_and_refuses_new_ones(folders: dict[str, Path
         assert process.wait(20) == 0
 
 
+def test_a_server_of_these_tests_is_gone_after_an_error(folders: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="of a test"), started(f"mood={folders['mood']}", "--port", "0") as running:
+        raise ValueError("of a test")
+    assert running[0].poll() == -signal.SIGKILL
+
+
 def test_what_does_not_end_in_the_time_to_drain_is_told_and_not_waited_for(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "writer", "AutoModelForCausalLM", max_length=4096)
-    argv = [sys.executable, "-m", "llmasos", "serve", str(folder), "--port", "0", "--threads", "1", "--drain", "0.2"]
     asking = {"prompt": ["a good day"] * 4, "n": 8, "max_tokens": 4000, "stream": True}
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
+    with started(str(folder), "--port", "0", "--threads", "1", "--drain", "0.2") as (process, url):
         with httpx2.stream("POST", f"{url}/v1/completions", json=asking, timeout=60) as stream:
             lines = stream.iter_lines()
             assert next(lines).startswith("data: ")

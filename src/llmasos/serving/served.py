@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.config import GenerateConfig, ServeConfig, WriteConfig
-from ..core.errors import DataError, UsageError
+from ..core.errors import BundleError, DataError, UsageError
 from ..engines.base import Engine
 from ..tasks.base import Generation, Row, Task
 from .answering import Answering, Rows, decoded, encoded
@@ -47,6 +47,7 @@ class Parts:
         about: what the server tells of it.
         adapters: adapters over it, by the names that clients call them.
         own_bytes: of an adapter, what it takes besides its base.
+        refused: adapters over it that cannot be served, and why.
     """
 
     tokenizer: Any
@@ -59,6 +60,7 @@ class Parts:
     about: Mapping[str, Any] = field(default_factory=dict)
     adapters: Mapping[str, Parts] = field(default_factory=dict)
     own_bytes: int = 0
+    refused: Mapping[str, BundleError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,12 @@ class Served:
             if not (self.parts.generator and self.parts.generator.encodes):
                 longest -= config.max_new_tokens or min(256, longest // 2)
         return [task.prompt(row, self.parts.tokenizer, longest) for row in rows]
+
+    @property
+    def bytes_outside(self) -> int:
+        """Memory of programs beside this one that compute for it."""
+        found = getattr(getattr(self.parts.generator, "batcher", None), "bytes_outside", None)
+        return 0 if found is None else int(found())
 
     def close(self) -> None:
         """Stop computing; what waits is told."""
