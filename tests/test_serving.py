@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
@@ -288,6 +290,57 @@ def test_models_come_and_go_as_memory_allows(folders: dict[str, Path]) -> None:
         shelves["mood"].pinned = False
         assert server.http.post("/v1/similarity", json={"pairs": [["a", "b"]], "model": "near"}).status_code == 200
         assert shelves["mood"].served is None
+
+
+def _of_openmp() -> set[int]:
+    """Return the threads of this process that are not Python's."""
+    ours = {one.native_id for one in threading.enumerate()}
+    return {int(path.name) for path in Path("/proc/self/task").iterdir()} - ours
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells of its threads")
+def test_models_of_the_processor_share_threads_of_openmp(folders: dict[str, Path]) -> None:
+    rows = [" ".join(["a b c d e f g"] * 6)] * 64  # enough for torch to deal out
+    with serving(folders, threads=2) as server:
+        asked = {"mood": ("classify", {"inputs": rows}), "writer": ("completions", {"prompt": rows[:16], "max_tokens": 2}),
+                 **dict.fromkeys(("near", "base"), ("embeddings", {"input": rows}))}  # fmt: skip
+
+        def ask(name: str) -> None:
+            route, body = asked[name]
+            response = server.http.post(f"/v1/{route}", json={"model": name, **body})
+            assert response.status_code == 200, response.text
+
+        ask("mood")
+        one = _of_openmp()
+        for name in folders:
+            ask(name)
+        assert _of_openmp() <= one, "each model has its own"
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, [*folders] * 3))
+        assert _of_openmp() <= one
+        closed = weakref.ref(server.desk.shelves["near"].served.parts.engine)
+        server.desk._shut(server.desk.shelves["near"])
+        gc.collect()
+        assert closed() is None, "what computes keeps a model that was closed"
+
+
+def test_keys_and_values_are_memory_of_their_model(folders: dict[str, Path]) -> None:
+    with serving({"writer": folders["writer"]}) as server:
+        own = LLM.from_pretrained(folders["writer"]).model.config
+        each = 2 * own.num_hidden_layers * own.num_key_value_heads * own.head_dim * 4
+        before, prompt = server.desk.used_bytes, "a b c d e f g h " * 8  # several blocks of what is kept
+        read = len(LLM.from_pretrained(folders["writer"]).tokenizer(prompt)["input_ids"])
+        asking = {"model": "writer", "prompt": prompt, "max_tokens": 1500, "stream": True}
+        with server.http.stream("POST", "/v1/completions", json=asking) as stream:
+            assert next(stream.iter_lines()).startswith("data: ")
+            assert server.desk.used_bytes - before >= each * (1500 + read)
+        assert idle(server)
+        kept = server.desk.used_bytes - before
+        assert 0 < kept <= each * read
+        assert kept % (32 * each) == 0
+        server.desk._shut(server.desk.shelves["writer"])
+        assert server.desk.used_bytes == 0
+        assert server.desk.shelves["writer"].bytes == before
 
 
 def test_readiness_needs_models_and_liveness_needs_steps(server: Server) -> None:

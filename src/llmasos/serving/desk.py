@@ -20,6 +20,7 @@ from ..core.errors import BundleError, UnavailableError, UsageError, did_you_mea
 from .grammar import Trying
 from .guard import Entry
 from .served import Asked, Parts, Served
+from .turns import Computing
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -70,8 +71,10 @@ class Shelf:
 
     @property
     def held(self) -> int:
-        """Bytes that it takes now: those that it took, and what a program beside this one has come to for it."""
-        return 0 if self.served is None else max(self.bytes, self._inside + self.served.bytes_outside)
+        """Bytes that it takes now: those that it took, or a program beside this one has come to, and its cache."""
+        if self.served is None:
+            return 0
+        return max(self.bytes, self._inside + self.served.bytes_outside) + self.served.cache_bytes
 
 
 class Desk:
@@ -90,6 +93,8 @@ class Desk:
         self._room = asyncio.Lock()
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="texts")
         self._trying = Trying()
+        several = sum(shelf.base is None for shelf in self.shelves.values()) > 1
+        self._computing = Computing() if several else None
         self.memory = parse_size("memory", config.memory) if config.memory else int(0.8 * hardware.memory_available())
 
     # -- models -------------------------------------------------------------------------------------
@@ -147,7 +152,7 @@ class Desk:
                 parts = await asyncio.get_running_loop().run_in_executor(apart, shelf.opens)
             finally:
                 apart.shutdown(wait=False)  # who is cancelled here does not hold up everybody
-            shelf.served = Served(shelf.name, parts, self.config, self._pool, self._trying)
+            shelf.served = Served(shelf.name, parts, self.config, self._pool, self._trying, computing=self._computing)
             shelf.opened_seconds = time.monotonic() - start
             taken = hardware.resident_memory() - before
             for one in self._with_adapters(shelf)[1:]:
@@ -156,7 +161,7 @@ class Desk:
                     _LOG.warning("%s is not served: %s", one.name, one.refused)
                     continue
                 own = parts.adapters[one.name]
-                one.served = Served(one.name, own, self.config, self._pool, self._trying, shelf.served)
+                one.served = Served(one.name, own, self.config, self._pool, self._trying, shelf.served, self._computing)
                 one.bytes, taken = own.own_bytes, taken - own.own_bytes
             shelf.weigh(taken)
 
@@ -180,7 +185,7 @@ class Desk:
     def _shut(self, shelf: Shelf) -> None:
         for one in self._with_adapters(shelf):
             if one.served is not None:
-                one.bytes = one.held
+                one.bytes = one.held - one.served.cache_bytes
                 one.served.close()
                 one.served = None
 
@@ -241,6 +246,8 @@ class Desk:
                 self._shut(shelf)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._trying.close()
+        if self._computing is not None:
+            self._computing.close()
 
 
 async def _left(request: Request) -> None:
