@@ -19,7 +19,7 @@ llmasos serve my-model
 llmasos serve my-model chat=starter-chat --port 8080
 llmasos serve base=org/model --adapter formal=my-adapter --adapter brief=other-adapter
 llmasos serve my-model-onnx-int8 --memory 2GB
-llmasos serve my-model chat=starter-chat --engine chat=openvino-genai
+llmasos serve my-model chat=starter-chat --engine my-model=onnxruntime
 llmasos serve my-model --host 0.0.0.0 --ssl-certfile cert.pem --ssl-keyfile key.pem
 llmasos serve --behind sagemaker
 """
