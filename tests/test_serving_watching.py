@@ -249,10 +249,9 @@ def test_contents_are_written_down_without_persons(watched: Watched) -> None:
     embed(watched.server)
     written = watched.server.http.post("/test/write/1", json={"prompts": ["mail a@b.com"], "tokens": 3}).json()
     until = time.monotonic() + 20
-    while not watched.path.exists() or len(watched.path.read_text().splitlines()) < 2:
+    while not watched.path.exists() or watched.path.read_text().count("\n") < 2:
         assert time.monotonic() < until
         time.sleep(0.01)
-    watched.contents._thread.submit(lambda: None).result()
     lines = [json.loads(line) for line in watched.path.read_text().splitlines()]
     asked = next(line for line in reversed(lines) if line["model"] == "base")
     assert asked["key"] == "ada"
