@@ -326,7 +326,7 @@ def test_models_of_the_processor_share_threads_of_openmp(folders: dict[str, Path
 
 def test_keys_and_values_are_memory_of_their_model(folders: dict[str, Path]) -> None:
     with serving({"writer": folders["writer"]}) as server:
-        own = LLM.from_pretrained(folders["writer"]).model.config
+        own = server.desk.shelves["writer"].served.parts.generator.model.config
         each = 2 * own.num_hidden_layers * own.num_key_value_heads * own.head_dim * 4
         before, prompt = server.desk.used_bytes, "a b c d e f g h " * 8  # several blocks of what is kept
         read = len(LLM.from_pretrained(folders["writer"]).tokenizer(prompt)["input_ids"])

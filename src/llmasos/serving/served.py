@@ -106,9 +106,8 @@ class Served:
             self.scheduler: Scheduler = base.scheduler
             return
         assert self._lane is not None
-        turns = computing is not None and _on_processor(parts)
-        self.scheduler = Scheduler(name, InTurns(self._lane, computing) if turns else self._lane,
-                                   most_waiting=config.max_waiting, most_tokens=config.max_waiting_tokens)  # fmt: skip
+        lane = InTurns(self._lane, computing) if computing and _on_processor(parts) else self._lane
+        self.scheduler = Scheduler(name, lane, most_waiting=config.max_waiting, most_tokens=config.max_waiting_tokens)
 
     # -- answers ------------------------------------------------------------------------------------
 
