@@ -191,6 +191,21 @@ def test_a_signal_under_load_lets_all_end_and_refuses_what_is_new(folders: dict[
         assert process.wait(60) == 0
 
 
+def test_what_was_not_even_read_when_the_time_is_over_is_told_so(folders: dict[str, Path]) -> None:
+    with serving({"mood": folders["mood"]}) as server, ThreadPoolExecutor(2) as clients:
+        stop = threading.Event()
+        for _ in range(4):  # as long texts do
+            server.desk._pool.submit(stop.wait, 60)
+        asking = {"inputs": ["a good day", "a bad day"]}
+        asked = clients.submit(server.http.post, "/v1/classify", json=asking)
+        assert waited(lambda: server.desk._pool._work_queue.qsize() == 1)
+        server.desk.close()
+        refused = asked.result()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
+        assert server.http.post("/v1/classify", json=asking).status_code == 503
+        stop.set()
+
+
 def _under_way(http: httpx2.Client) -> float:
     """Return how many requests there are; this one is another."""
     lines = http.get("/metrics").text.splitlines()

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.config import GenerateConfig, ServeConfig, WriteConfig
-from ..core.errors import BundleError, DataError, UsageError
+from ..core.errors import BundleError, DataError, UnavailableError, UsageError
 from ..engines.base import Engine
 from ..tasks.base import Generation, Row, Task
 from .answering import Answering, Rows, decoded, encoded
@@ -182,7 +182,22 @@ class Served:
             work.left = True
 
     async def _in_pool(self, call: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+        """Call something on a thread.
+
+        Raises:
+            UnavailableError: the server is stopping, and waits for it no longer.
+        """
+        stopping, task = UnavailableError("the server is stopping", retry_after=5), asyncio.current_task()
+        try:
+            done = asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+        except RuntimeError as error:  # the threads take no more
+            raise stopping from error
+        try:
+            return await done
+        except asyncio.CancelledError:
+            if task is not None and task.cancelling():  # nobody waits
+                raise
+            raise stopping from None
 
     # -- texts --------------------------------------------------------------------------------------
 
