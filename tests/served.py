@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,3 +68,19 @@ def serving(
     server.should_exit = True
     thread.join(30)
     assert not thread.is_alive()
+
+
+@contextmanager
+def started(*words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the command line's server; yield its process and its address. It is gone when the block ends."""
+    line = [sys.executable, "-m", "llmasos", "serve", *words]
+    with subprocess.Popen(
+        line, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **environment}
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert url.startswith("http"), "the server did not start"
+            yield process, url
+        finally:
+            process.kill()  # or whoever leaves by an error waits for it

@@ -7,10 +7,9 @@ import gc
 import json
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
@@ -22,7 +21,7 @@ import pytest
 
 from llmasos import LLM, LanguageModelingTask, SentenceSimilarityTask, TextClassificationTask
 from llmasos.serving.scheduler import Work
-from served import Server, serving
+from served import Server, serving, started
 from tiny import save_tiny, save_tiny_bert
 
 pytest.importorskip("fastapi")
@@ -314,6 +313,57 @@ def test_models_come_and_go_as_memory_allows(folders: dict[str, Path]) -> None:
         assert shelves["mood"].served is None
 
 
+def _of_openmp() -> set[int]:
+    """Return the threads of this process that are not Python's."""
+    ours = {one.native_id for one in threading.enumerate()}
+    return {int(path.name) for path in Path("/proc/self/task").iterdir()} - ours
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells of its threads")
+def test_models_of_the_processor_share_threads_of_openmp(folders: dict[str, Path]) -> None:
+    rows = [" ".join(["a b c d e f g"] * 4)] * 64  # enough for torch to deal out
+    with serving(folders, threads=2) as server:
+        vectors, texts = ("embeddings", {"input": rows}), ("completions", {"prompt": rows[:16], "max_tokens": 2})
+        asked = {"mood": ("classify", {"inputs": rows}), "near": vectors, "base": vectors, "writer": texts}
+
+        def ask(name: str) -> None:
+            route, body = asked[name]
+            response = server.http.post(f"/v1/{route}", json={"model": name, **body})
+            assert response.status_code == 200, response.text
+
+        ask("mood")
+        one = _of_openmp()
+        for name in folders:
+            ask(name)
+        assert _of_openmp() <= one, "each model has its own"
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, [*folders] * 3))
+        assert _of_openmp() <= one
+        closed = weakref.ref(server.desk.shelves["near"].served.parts.engine)
+        server.desk._shut(server.desk.shelves["near"])
+        gc.collect()
+        assert closed() is None, "what computes keeps a model that was closed"
+
+
+def test_keys_and_values_are_memory_of_their_model(folders: dict[str, Path]) -> None:
+    with serving({"writer": folders["writer"]}) as server:
+        own = server.desk.shelves["writer"].served.parts.generator.model.config
+        each = 2 * own.num_hidden_layers * own.num_key_value_heads * own.head_dim * 4
+        before, prompt = server.desk.used_bytes, "a b c d e f g h " * 8  # several blocks of what is kept
+        read = len(LLM.from_pretrained(folders["writer"]).tokenizer(prompt)["input_ids"])
+        asking = {"model": "writer", "prompt": prompt, "max_tokens": 1500, "stream": True}
+        with server.http.stream("POST", "/v1/completions", json=asking) as stream:
+            assert next(stream.iter_lines()).startswith("data: ")
+            assert server.desk.used_bytes - before >= each * (1500 + read)
+        assert idle(server)
+        kept = server.desk.used_bytes - before
+        assert 0 < kept <= each * read
+        assert kept % (32 * each) == 0
+        server.desk._shut(server.desk.shelves["writer"])
+        assert server.desk.used_bytes == 0
+        assert server.desk.shelves["writer"].bytes == before
+
+
 def test_readiness_needs_models_and_liveness_needs_steps(server: Server) -> None:
     assert server.http.get("/health/live").json() == {"status": "live"}
     assert server.http.get("/health/ready").json() == {"status": "ready"}
@@ -355,11 +405,7 @@ def test_an_engine_that_fails_answers_with_an_error_and_goes_on(folders: dict[st
 
 def test_a_signal_lets_requests_end_and_refuses_new_ones(folders: dict[str, Path]) -> None:
     options = ["--port", "0", "--max-batch-tokens", "1", "--threads", "1"]
-    argv = [sys.executable, "-m", "llmasos", "serve", f"mood={folders['mood']}", *options]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:")
+    with started(f"mood={folders['mood']}", *options) as (process, url):
         answers: list[httpx2.Response] = []
         body = {"inputs": ["a b c d e f g " * 4] * 1000}  # takes a second or more
         thread = threading.Thread(
@@ -378,13 +424,16 @@ def test_a_signal_lets_requests_end_and_refuses_new_ones(folders: dict[str, Path
         assert process.wait(20) == 0
 
 
+def test_a_server_of_these_tests_is_gone_after_an_error(folders: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="of a test"), started(f"mood={folders['mood']}", "--port", "0") as running:
+        raise ValueError("of a test")
+    assert running[0].poll() == -signal.SIGKILL
+
+
 def test_what_does_not_end_in_the_time_to_drain_is_told_and_not_waited_for(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "writer", "AutoModelForCausalLM", max_length=4096)
-    argv = [sys.executable, "-m", "llmasos", "serve", str(folder), "--port", "0", "--threads", "1", "--drain", "0.2"]
     asking = {"prompt": ["a good day"] * 4, "n": 8, "max_tokens": 4000, "stream": True}
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
+    with started(str(folder), "--port", "0", "--threads", "1", "--drain", "0.2") as (process, url):
         with httpx2.stream("POST", f"{url}/v1/completions", json=asking, timeout=60) as stream:
             lines = stream.iter_lines()
             assert next(lines).startswith("data: ")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from llmasos import LLM, TextClassificationTask
 from llmasos.core import plugins
 from llmasos.core.errors import UsageError
-from served import Server, serving
+from served import Server, serving, started
 from tiny import save_tiny, save_tiny_bert
 
 pytest.importorskip("fastapi")
@@ -222,6 +223,93 @@ def test_what_is_no_adapter_of_these_models_is_refused_at_the_start(
     manifest["adapter"]["base"]["files"]["model.safetensors"] = "0" * 64
     (changed / "llmasos.json").write_text(json.dumps(manifest))
     assert "trained on other weights" in refused("changed", changed)
+
+
+def other_output(folder: Path) -> None:
+    content = json.loads((folder / "golden.json").read_text())
+    for one in content["examples"]:
+        one["outputs"] = [[value + 1.0 for value in line] if isinstance(line, list) else line + 1.0
+                          for line in one["outputs"]]  # fmt: skip
+    (folder / "golden.json").write_text(json.dumps(content))
+
+
+def other_bit(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-9] ^= 1
+    file.write_bytes(bytes(whole))
+
+
+def other_shape(folder: Path) -> None:
+    """Say another rank, which is only seen when the weights are put in."""
+    content = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(content | {"r": content["r"] + 1}))
+
+
+def no_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{")
+
+
+@pytest.mark.parametrize("damage", [other_output, other_bit, other_shape, no_config])
+def test_a_damaged_adapter_is_refused_alone(
+    writers: dict[str, Path], damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(writers["one"], tmp_path / "one")
+    damage(folder)
+    with serving({"base": writers["base"]}, adapters={"one": folder, "two": writers["two"]}) as server:
+        assert server.http.get("/health/ready").status_code == 200
+        for name in ("base", "two"):
+            wanted = LLM.from_pretrained(writers[name]).generate(PROMPTS[1], **GREEDY).text
+            assert written(server, name, PROMPTS[1]) == wanted
+        refused = server.http.post("/v1/completions", json={"model": "one", "prompt": "a"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_damaged")
+        assert str(tmp_path) not in refused.text
+        listed = {one["id"]: one for one in server.http.get("/v1/models").json()["data"]}
+        assert {name: one.get("refused") for name, one in listed.items()} == {
+            "base": None, "two": None, "one": "model_damaged",
+        }  # fmt: skip
+        assert "one is not served" in caplog.text
+        assert str(folder) in caplog.text  # the log alone says which folder
+        if damage is no_config:
+            return  # nobody knows any more over which model it lies
+        shutil.rmtree(folder)
+        shutil.copytree(writers["one"], folder)
+        server.desk._shut(server.desk.shelves["base"])
+        wanted = LLM.from_pretrained(folder).generate(PROMPTS[1], **GREEDY).text
+        assert written(server, "one", PROMPTS[1]) == wanted
+        assert server.desk.shelves["one"].refused is None
+
+
+def test_an_adapter_that_cannot_even_be_opened_is_refused_alone_by_the_command(
+    answerers: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(answerers["mood"], tmp_path / "mood")
+    (folder / "llmasos.json").write_text("{")
+    words = [f"base={answerers['base']}", "--adapter", f"mood={folder}", "--adapter", f"tags={answerers['tags']}"]
+    with started(*words, "--port", "0", "--threads", "1") as (_, url):
+        asked = {"model": "mood", "inputs": "a"}
+        assert httpx2.post(f"{url}/v1/classify", json=asked, timeout=60).status_code == 503
+        assert httpx2.post(f"{url}/v1/tag", json=asked | {"model": "tags"}, timeout=60).status_code == 200
+
+
+def test_an_adapter_saved_without_golden_rows_says_so_until_it_is_saved_again(
+    answerers: dict[str, Path], tmp_path: Path
+) -> None:
+    def listed(folder: Path) -> dict[str, Any]:
+        with serving({"base": answerers["base"]}, adapters={"mood": folder}) as server:
+            return {one["id"]: one for one in server.http.get("/v1/models").json()["data"]}
+
+    old = shutil.copytree(answerers["mood"], tmp_path / "old")
+    (old / "golden.json").unlink()
+    manifest = json.loads((old / "llmasos.json").read_text())
+    del manifest["files"]["golden.json"]
+    (old / "llmasos.json").write_text(json.dumps(manifest))
+    found = listed(old)
+    assert (found["mood"]["checked"], "save it again" in found["mood"]["checked_why"]) == (False, True)
+    assert "never saved by LLMasOS" in found["base"]["checked_why"]
+    LLM.from_pretrained(old).save(tmp_path / "new")
+    found = listed(tmp_path / "new")
+    assert (found["mood"]["checked"], "checked_why" in found["mood"]) == (True, False)
 
 
 def test_the_command_serves_adapters(answerers: dict[str, Path], capsys: Any) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from served import serving
+from served import serving, started
 from served_models import Exact, sample, tuned
 from tiny import save_tiny_bert
 from writers import save_writer
@@ -303,18 +302,6 @@ def test_what_cannot_be_scored_is_told(body, told, client):
 # -- behind a cloud -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def started(*words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start the command line's server; yield it and the port that it listens on."""
-    line = [sys.executable, "-m", "llmasos", "serve", *words]
-    with subprocess.Popen(line, text=True, stdout=subprocess.PIPE, env={**os.environ, **environment}) as process:
-        try:
-            assert process.stdout is not None
-            yield process, process.stdout.readline().strip().rpartition(":")[2]
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize(("cloud", "names", "asked", "probe"), [
     ("sagemaker", {"SAGEMAKER_BASE_DIR": ""}, "/invocations", "/ping"),
     pytest.param("azureml", {"AZUREML_MODEL_DIR": "model"}, "/score", "/", marks=pytest.mark.slow),
@@ -328,9 +315,9 @@ def test_behind_a_cloud_its_routes_alone_are_open_and_its_model_is_served(
     ((name, below),) = names.items()
     with started("--port", "0", "--precision", "float32", LLMASOS_BEHIND=cloud, **{name: str(tmp_path / below)}) as (
         process,
-        port,
+        url,
     ):
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx2.Client(base_url=url.replace("0.0.0.0", "127.0.0.1"), timeout=60) as client:
             assert client.get(probe).status_code == 200
             reply = client.post(asked, json="abc")
             assert reply.json() == rounded(llms["classify"].predict("abc").as_dict())
@@ -376,3 +363,36 @@ def test_clouds_say_where_they_look_for_the_server(monkeypatch):
     assert settled({"behind": "sagemaker"}).port == 8080
     assert settled({"behind": "azureml", "port": 80}).port == 80
     assert settled({}).host == "127.0.0.1"
+
+
+@pytest.mark.slow
+def test_sagemakers_stop_ends_what_can_end_in_25_seconds_and_the_process_before_30(folders, llms, tmp_path):
+    os.symlink(folders["classify"], tmp_path / "model")
+    inputs, wanted = ["abc " * 12] * 1000, rounded(llms["classify"].predict("abc " * 12).as_dict())
+
+    def ask(http: httpx2.Client) -> tuple[float, httpx2.Response]:
+        answer = http.post("/invocations", json=inputs)
+        return time.monotonic(), answer
+
+    slowly = ("--port", "0", "--precision", "float32", "--threads", "1", "--max-batch-tokens", "1")
+    with started(*slowly, LLMASOS_BEHIND="sagemaker", SAGEMAKER_BASE_DIR=str(tmp_path)) as (process, url):
+        limits = httpx2.Limits(max_connections=250)
+        with httpx2.Client(base_url=url.replace("0.0.0.0", "127.0.0.1"), timeout=120, limits=limits) as http:
+            began = time.monotonic()
+            count = min(250, 20 + int(60 / (ask(http)[0] - began)))  # what takes a minute, at the least
+            with ThreadPoolExecutor(count) as pool:
+                asked = [pool.submit(ask, http) for _ in range(count)]
+                time.sleep(3)
+                told = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 0
+                lasted = time.monotonic() - told
+                found = [one.result() for one in asked]
+    whole = [(when - told, answer.json()) for when, answer in found if answer.status_code == 200]
+    given_up = [answer.json() for _, answer in found if answer.status_code != 200]
+    print(f"{len(whole)} answered, {len(given_up)} given up, ended after {lasted:.1f} s")
+    assert 25 <= lasted < 30
+    assert max(when for when, _ in whole) > 15
+    assert all(answer == [wanted] * 1000 for _, answer in whole)
+    assert given_up
+    assert {one["code"] for one in given_up} == {503}

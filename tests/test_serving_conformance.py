@@ -39,7 +39,7 @@ def test_no_request_is_an_error_of_the_server(server: Server, way: str) -> None:
     from hypothesis.errors import Unsatisfiable
     from schemathesis import GenerationMode
 
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", timeout=120)
     operations = [found.ok() for found in schema.get_all_operations()]
     paths = [operation.path for operation in operations]
     for name in plugins.names("protocols"):
@@ -51,7 +51,7 @@ def test_no_request_is_an_error_of_the_server(server: Server, way: str) -> None:
                   suppress_health_check=list(HealthCheck))  # fmt: skip
         @given(case=operation.as_strategy(GenerationMode(way)))
         def ask(case: schemathesis.Case) -> None:
-            answer = case.call(timeout=60)
+            answer = case.call(timeout=120)
             statuses.add(answer.status_code)
             assert answer.status_code < 500, (case.method, case.formatted_path, case.body, answer.text)
 

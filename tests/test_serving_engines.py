@@ -21,6 +21,7 @@ from llmasos.generation.loop import Request, Running
 from llmasos.generation.schema import SchemaError
 from llmasos.serving import facts
 from llmasos.serving.facts import ENGINES, Chosen, Fact, Way
+from llmasos.serving.start import of_each
 from served import Server, serving
 from tiny import save_tiny, save_tiny_bert
 
@@ -217,6 +218,7 @@ class Beside:
     takes: ClassVar[frozenset[str]] = frozenset({"temperature", "top_k"})
     how = "float32, of the tests"
     opened: ClassVar[list[Beside]] = []
+    outside: ClassVar[int] = 300 << 20
 
     def __init__(
         self, folder: Path, artifact: Mapping[str, Any], *, threads: int | None, rows: int, tokens: int
@@ -260,6 +262,9 @@ class Beside:
     def drop(self, number: int) -> None:
         self._requests.pop(number).finish_reason = "left"
 
+    def bytes_outside(self) -> int:
+        return self.outside
+
     def close(self) -> None:
         self.closed = True
 
@@ -275,9 +280,51 @@ def server(writer: Path) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(facts, "ENGINES", {**ENGINES, "beside": Way(batches=True, kinds=("decoder",))})
         patch.setattr(plugins, "load", lambda kind, name: Beside if name == "beside" else load(kind, name))
-        with serving({"writer": writer}, engine="beside", max_streams=8) as running:
+        models = {"writer": writer, "plain": writer}
+        with serving(models, engine=["beside", "plain=torch"], max_streams=8) as running:
             yield running
     assert Beside.opened[-1].closed
+
+
+def test_each_model_has_the_engine_that_it_was_given(server: Server) -> None:
+    listed = {one["id"]: one["engine"] for one in server.http.get("/v1/models").json()["data"]}
+    assert listed == {"writer": "beside", "plain": "torch"}
+
+
+def test_an_option_for_each_model_goes_before_the_one_for_all() -> None:
+    assert of_each("engine", None, ["a", "b"]) == {"a": None, "b": None}
+    assert of_each("engine", "torch", ["a", "b"]) == {"a": "torch", "b": "torch"}
+    assert of_each("engine", "b=openvino, torch", ["a", "b", "c"]) == {"a": "torch", "b": "openvino", "c": "torch"}
+    for text, said in (("B=torch", "there is no model 'B'"), ("=torch", "there is no model ''"),
+                       ("torch,auto", "the engine is both torch and auto"),
+                       ("a=torch,a=auto", "the engine of a is both torch and auto")):  # fmt: skip
+        with pytest.raises(errors.UsageError, match=said):
+            of_each("engine", text, ["a", "b"])
+
+
+def test_the_command_takes_engines_and_formats_for_each_model(capsys: pytest.CaptureFixture[str]) -> None:
+    from llmasos.cli import main
+
+    two = ["serve", "starter-chat", "other=starter-chat", "--port", "0"]
+    assert main([*two, "--engine", "torch", "--engine", "othr=torch"]) == 2
+    assert "there is no model 'othr'" in (told := capsys.readouterr().err)
+    assert "did you mean 'other'" in told
+    assert main([*two, "--engine", "other=torch", "--quantize", "other=int8"]) == 2
+    assert "quantize=int8 does nothing with the engine torch" in capsys.readouterr().err
+    assert main([*two, "--engine", "other=torch", "--quantize", "starter-chat=int8"]) == 2
+    assert "quantize=int8 without an engine" in capsys.readouterr().err
+
+
+def test_what_a_program_beside_this_one_holds_counts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = server.desk.shelves["writer"]
+    before = server.desk.used_bytes
+    assert shelf.bytes > 300 << 20
+    monkeypatch.setattr(Beside, "outside", 700 << 20)
+    assert server.desk.used_bytes >= before + (350 << 20)
+    line = next(
+        one for one in server.http.get("/metrics").text.splitlines() if one.startswith('llmasos_model_bytes{model="w')
+    )
+    assert float(line.split()[1]) > 700 << 20
 
 
 def completed(server: Server, prompt: str, **options: Any) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from llmasos import LLM
 from llmasos.core import bundle, plugins
 from llmasos.core.errors import BundleError
-from served import Server, serving
+from served import Server, serving, started
 from tiny import save_tiny, save_tiny_bert
 
 pytest.importorskip("fastapi")
@@ -179,25 +177,33 @@ def test_a_second_model_that_does_not_fit_is_503_and_the_first_goes_on(folders: 
 def test_a_signal_under_load_lets_all_end_and_refuses_what_is_new(folders: dict[str, Path]) -> None:
     models = [f"{name}={folder}" for name, folder in folders.items()]
     options = ["--port", "0", "--threads", "1", "--precision", "float32", "--drain", "300"]
-    argv = [sys.executable, "-m", "llmasos", "serve", *models, *options]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            assert url.startswith("http://127.0.0.1:")
-            with ThreadPoolExecutor(21) as pool, httpx2.Client(base_url=url, timeout=300) as http:
-                asked = [pool.submit(_ask, http, number) for number in range(21)]
-                assert waited(lambda: _under_way(http) > 9)
-                process.send_signal(signal.SIGTERM)
-                assert waited(lambda: http.get("/health/ready").status_code == 503)
-                last = http.post("/v1/classify", json={"model": "mood", "inputs": "a"})
-                assert (last.status_code, last.headers["retry-after"]) == (503, "5")
-                found = [one.result() for one in asked]
-            assert {kind for kind in found if kind != "whole"} <= {"refused"}
-            assert found.count("whole") >= 9
-            assert process.wait(60) == 0
-        finally:
-            process.kill()
+    with started(*models, *options) as (process, url):
+        with ThreadPoolExecutor(21) as pool, httpx2.Client(base_url=url, timeout=300) as http:
+            asked = [pool.submit(_ask, http, number) for number in range(21)]
+            assert waited(lambda: _under_way(http) > 9)
+            process.send_signal(signal.SIGTERM)
+            assert waited(lambda: http.get("/health/ready").status_code == 503)
+            last = http.post("/v1/classify", json={"model": "mood", "inputs": "a"})
+            assert (last.status_code, last.headers["retry-after"]) == (503, "5")
+            found = [one.result() for one in asked]
+        assert {kind for kind in found if kind != "whole"} <= {"refused"}
+        assert found.count("whole") >= 9
+        assert process.wait(60) == 0
+
+
+def test_what_was_not_even_read_when_the_time_is_over_is_told_so(folders: dict[str, Path]) -> None:
+    with serving({"mood": folders["mood"]}) as server, ThreadPoolExecutor(2) as clients:
+        stop = threading.Event()
+        for _ in range(4):  # as long texts do
+            server.desk._pool.submit(stop.wait, 60)
+        asking = {"inputs": ["a good day", "a bad day"]}
+        asked = clients.submit(server.http.post, "/v1/classify", json=asking)
+        assert waited(lambda: server.desk._pool._work_queue.qsize() == 1)
+        server.desk.close()
+        refused = asked.result()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
+        assert server.http.post("/v1/classify", json=asking).status_code == 503
+        stop.set()
 
 
 def _under_way(http: httpx2.Client) -> float:

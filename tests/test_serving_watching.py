@@ -27,6 +27,7 @@ from fastapi import Request
 
 from llmasos.cli import main
 from llmasos.cli.top import read, summary, view
+from llmasos.serving import logs
 from llmasos.serving.app import PATIENCE
 from llmasos.serving.buckets import Buckets
 from llmasos.serving.guard import Entry, Guard
@@ -248,10 +249,9 @@ def test_contents_are_written_down_without_persons(watched: Watched) -> None:
     embed(watched.server)
     written = watched.server.http.post("/test/write/1", json={"prompts": ["mail a@b.com"], "tokens": 3}).json()
     until = time.monotonic() + 20
-    while not watched.path.exists() or len(watched.path.read_text().splitlines()) < 2:
+    while not watched.path.exists() or watched.path.read_text().count("\n") < 2:
         assert time.monotonic() < until
         time.sleep(0.01)
-    watched.contents._thread.submit(lambda: None).result()
     lines = [json.loads(line) for line in watched.path.read_text().splitlines()]
     asked = next(line for line in reversed(lines) if line["model"] == "base")
     assert asked["key"] == "ada"
@@ -290,6 +290,45 @@ def test_contents_are_set_aside_when_they_are_large(tmp_path: Path) -> None:
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["contents.jsonl", *(f"contents.jsonl.{i}" for i in range(1, 6))]
     assert json.loads((tmp_path / "contents.jsonl").read_text().splitlines()[-1])["asked"]["n"] == 29
+
+
+@pytest.mark.parametrize(("bound", "most"), [("WAITING", 4), ("CHARACTERS", 400)])
+def test_contents_that_come_too_fast_are_dropped_and_counted(
+    bound: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, bound, most)
+    going, stop, stream, told = threading.Event(), threading.Event(), io.StringIO(), []
+    monkeypatch.setattr(logs, "redacted_all", lambda value: (going.set(), stop.wait(20), value)[-1])
+    contents = Contents(tmp_path / "contents.jsonl", Lines(stream), lambda: told.append(1))
+    contents.write("0", "key", "model", "a" * 100, None)
+    assert going.wait(20)  # the thread is at the first
+    for number in range(1, 10):
+        contents.write(str(number), "key", "model", "a" * 90, "b" * 10)
+    stop.set()
+    contents.close()
+    lines = [json.loads(line) for line in (tmp_path / "contents.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines if "id" in line] == ["0", "1", "2", "3", "4"]
+    assert [line["dropped"] for line in lines if "id" not in line] == [5] == [len(told)]
+    (line,) = map(json.loads, stream.getvalue().splitlines())
+    assert (line["event"], line["count"], line["why"]) == ("contents_dropped", 5, "too many waited")
+
+
+def test_contents_that_cannot_be_written_are_counted_and_not_shown(tmp_path: Path, capfd: Any) -> None:
+    stream, told = io.StringIO(), []
+    contents = Contents(tmp_path / "logs" / "contents.jsonl", Lines(stream), lambda: told.append(1))
+    (tmp_path / "logs").rmdir()
+    contents.write("1", "key", "model", SECRET_TEXT, "answer")
+    contents.close()
+    (line,) = map(json.loads, stream.getvalue().splitlines())
+    assert (line["event"], line["count"], line["why"]) == ("contents_dropped", 1, "FileNotFoundError")
+    assert len(told) == 1
+    assert not "".join(capfd.readouterr())
+
+
+def test_dropped_contents_are_a_number_of_the_server(watched: Watched) -> None:
+    metrics = Metrics(watched.server.desk, "1.2.3", PATIENCE)
+    metrics.dropped()
+    assert read(metrics.page().decode()).total("contents_dropped_total") == 1
 
 
 # -- spans --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from llmasos.core import errors
+from llmasos.core import errors, hardware
 from llmasos.engines import _supervised
 from llmasos.engines._supervised import Supervised
 from llmasos.engines.base import Choice
@@ -147,6 +147,15 @@ def written(engine: Supervised, **asked: Choice) -> dict[int, tuple[list[int], s
             found[news.number] += news.tokens
             reasons |= {news.number: news.reason} if news.reason else {}
     return {number: (tokens, reasons[number]) for number, tokens in found.items()}
+
+
+def test_the_memory_of_the_program_is_told(engine: LlamaServer, pids: Path) -> None:
+    program = hardware.resident_memory_of(last_pid(pids))
+    assert program > 1 << 20
+    assert engine.bytes_outside() > program, "without what stands between the two"
+    engine.close()
+    assert engine.bytes_outside() == 0
+    assert hardware.resident_memory_of(last_pid(pids)) == 0
 
 
 def test_answers_come_in_parts_that_follow_one_another(engine: LlamaServer) -> None:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from .sources.base import Located
 
 _LINEAGE = ("base", "data", "max_length")
+_NOT_SAVED = "it was never saved by LLMasOS, so there is nothing to compare its answers with"
+_SAVED_WITHOUT = (
+    "it was saved without golden rows: by an earlier version, then save it again, or since it takes no text of their "
+    "length"
+)
 
 
 class Opened:
@@ -252,7 +257,7 @@ class Opened:
         return Parts(self.tokenizer, generator.limit, answers, generator=generator, settled=settled, about=about)
 
     def _compared(self, parts: Parts) -> Parts:
-        """Compare the weights, and the answers to golden rows, with what was saved; ``about`` says if there are any.
+        """Compare the weights, and the answers to golden rows, with what was saved; ``about`` says why it could not.
 
         Raises:
             BundleError: the weights were changed, or what computes them gives other answers.
@@ -282,7 +287,8 @@ class Opened:
                     f"{self.ref} does not answer as it did when it was saved: {wrong.message}",
                     hint="copy or save it again; llmasos verify compares all of its files",
                 ) from wrong
-        return replace(parts, about={**parts.about, "checked": kept is not None})
+        why = {} if kept is not None else {"checked_why": _SAVED_WITHOUT if self._manifest else _NOT_SAVED}
+        return replace(parts, about={**parts.about, "checked": kept is not None, **why})
 
     def _max_length(self, config: PredictConfig | ExportConfig) -> int:
         from .loading import longest_input

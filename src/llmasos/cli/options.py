@@ -119,7 +119,8 @@ def config_flags(
     for field in (field for field in dataclasses.fields(config) if field.name not in without):
         default = "" if field.default is None else f" (default {field.default})"
         metavar = "|".join(field.metadata["choices"]) or _metavar(hints[field.name])
-        out.append(_flag(field.name, str, field.metadata["help"] + default, metavar, panel))
+        kind, more = (list[str], "; once for each") if field.metadata["several"] else (str, "")
+        out.append(_flag(field.name, kind, field.metadata["help"] + more + default, metavar, panel))
     return out
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..core import bundle
 from ..core.config import ServeConfig
 from ..core.environment import behind
-from ..core.errors import UsageError
+from ..core.errors import BundleError, UsageError
 from .options import check, config_flags, with_flags
 from .output import say
 
@@ -17,6 +19,7 @@ llmasos serve my-model
 llmasos serve my-model chat=starter-chat --port 8080
 llmasos serve base=org/model --adapter formal=my-adapter --adapter brief=other-adapter
 llmasos serve my-model-onnx-int8 --memory 2GB
+llmasos serve my-model chat=starter-chat --engine my-model=onnxruntime
 llmasos serve my-model --host 0.0.0.0 --ssl-certfile cert.pem --ssl-keyfile key.pem
 llmasos serve --behind sagemaker
 """
@@ -62,7 +65,7 @@ def run(
     if cloud is not None:
         say(f"whoever reaches port {config.port} may ask: {cloud} must be the only one")
     opened = {name: LLM.from_pretrained(ref) for name, ref in named(models).items()}
-    adapters = {name: LLM.from_pretrained(ref) for name, ref in named(adapter or []).items()}
+    adapters = {name: _adapter(ref) for name, ref in named(adapter or []).items()}
     say(f"opening {', '.join([*opened, *adapters])}")
     serve(
         opened,
@@ -74,3 +77,15 @@ def run(
         started=lambda url: print(url, flush=True),
         version=__version__,
     )
+
+
+def _adapter(ref: str) -> Any:
+    """Open an adapter; of one that is damaged return how, since it alone is not served."""
+    from ..llm import LLM
+
+    try:
+        return LLM.from_pretrained(ref)
+    except BundleError as error:
+        if not bundle.is_adapter(Path(ref)):
+            raise
+        return error

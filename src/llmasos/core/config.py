@@ -24,9 +24,13 @@ T = TypeVar("T")
 
 
 def option(default: T, help: str, *, choices: tuple[str, ...] = (), least: float | None = None,
-           most: float | None = None) -> T:  # fmt: skip
-    """Declare a field with its help, its allowed words and its allowed range (ends included)."""
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least, "most": most})
+           most: float | None = None, several: bool = False) -> T:  # fmt: skip
+    """Declare a field with its help, its allowed words and its allowed range (ends included).
+
+    ``several``: a list of words, or words with commas between, is one value; the shell gives a flag for each.
+    """
+    told = {"help": help, "choices": choices, "least": least, "most": most, "several": several}
+    return field(default=default, metadata=told)
 
 
 @dataclass(frozen=True)
@@ -379,9 +383,10 @@ class ServeConfig(Config):
     device: str = option("auto", "where to run: auto, cpu, cuda, mps, xpu")
     threads: int | None = option(None, "processor threads; OMP_NUM_THREADS or the physical cores if not given", least=1)
     engine: str | None = option(None, "what computes: torch, or for an export its own, if not given; openvino, "
-                                "onnxruntime, ...; auto takes what llmasos doctor shows")  # fmt: skip
+                                "onnxruntime, ...; auto takes what llmasos doctor shows; NAME=ENGINE is for one model",
+                                several=True)  # fmt: skip
     quantize: str | None = option(None, "number format of what that engine computes, such as int8; one that keeps the "
-                                  "answers if not given")  # fmt: skip
+                                  "answers if not given; NAME=FORMAT is for one model", several=True)  # fmt: skip
     behind: str | None = option(None, "the cloud in front, which checks who asks: sagemaker or azureml; its routes "
                                 "alone are answered, without a key")  # fmt: skip
     log_content: str = option("off", "on keeps prompts and answers, less personal data", choices=("off", "on"))
@@ -487,6 +492,8 @@ def _hints(owner: type) -> dict[str, Any]:
 def _typed(item: Field[Any], value: Any, owner: type) -> Any:
     """Convert words from YAML or the shell to the field's type; leave typed values alone."""
     kind, optional = _kinds(item, owner)
+    if isinstance(value, list) and item.metadata["several"]:
+        value = ",".join(map(str, value))
     if value is None or (optional and isinstance(value, str) and value.lower() in ("none", "null", "")):
         return None
     if isinstance(value, str) or (_is_number(value) and kind is not str):

@@ -147,6 +147,19 @@ def resident_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def resident_memory_of(process: int) -> int:
+    """Return the bytes of memory that another process and those below it hold now; none where it is gone."""
+    import psutil
+
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(process)
+        for one in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += int(one.memory_info().rss)
+    return total
+
+
 def peak_resident_memory() -> int:
     """Return the most bytes of memory that this process has held, since its start or ``reset_peak``."""
     try:

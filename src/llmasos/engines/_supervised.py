@@ -24,6 +24,7 @@ from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, ClassVar
 
+from ..core import hardware
 from ..core.children import PACKAGE
 from ..core.environment import child_environment
 from ..core.errors import RemoteError, UnavailableError, UsageError
@@ -120,6 +121,11 @@ class Supervised(ABC):
         if (asked := self._under_way.get(number)) is not None:
             self._forget(number)
             asked.close()
+
+    def bytes_outside(self) -> int:
+        """Return the memory of the program, and of what it has started."""
+        process = self._process
+        return 0 if process is None else hardware.resident_memory_of(process.pid)
 
     def close(self) -> None:
         """End the program."""

@@ -166,7 +166,8 @@ class Batcher(Protocol):
     """An engine that chooses tokens and batches requests by itself: who asks says what joins and what is dropped.
 
     A greedy answer must not depend on the requests beside it. Where the engine cannot go on, every method raises
-    ``UnavailableError``; it is then as if nothing had joined.
+    ``UnavailableError``; it is then as if nothing had joined. One that computes in other processes than this also has
+    ``bytes_outside``: the memory that they hold.
     """
 
     how: str

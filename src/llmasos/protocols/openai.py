@@ -27,7 +27,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from ..serving.app import said
+from ..serving.app import failure_of, said
 from ..serving.desk import UnknownModelError
 from ._openai_chat import chat, chat_chunks, completion, completion_chunks
 from ._openai_responses import response, response_events
@@ -94,17 +94,22 @@ class OpenAI(Protocol):
         return said(self.failure(failure), "error")
 
 
+_REASONS = ("checked_why", "engine", "engine_why")
+
+
 def _model(desk: Desk, shelf: Shelf) -> dict[str, Any]:
     """Return what is known of a model; what it can do, once it is open."""
     about: dict[str, Any] = {"id": shelf.name, "object": "model", "created": int(desk.started), "owned_by": "llmasos"}
     if shelf.base is not None:
         about["parent"] = shelf.base.name
+    if shelf.refused is not None:
+        about["refused"] = failure_of(shelf.refused).code
     if shelf.served is not None:
         parts = shelf.served.parts
         about |= {"max_model_len": parts.max_length, "task": parts.task.tag if parts.task else None,
                   "writes": shelf.served.writes, "embeds": parts.embeds is not None,
                   "checked": bool(parts.about.get("checked")),
-                  **{name: parts.about[name] for name in ("engine", "engine_why") if name in parts.about}}  # fmt: skip
+                  **{name: parts.about[name] for name in _REASONS if name in parts.about}}  # fmt: skip
     return about
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +17,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..core import hardware
 from ..core.config import ServeConfig, parse_size
-from ..core.errors import UnavailableError, UsageError, did_you_mean
+from ..core.errors import BundleError, UnavailableError, UsageError, did_you_mean
 from .grammar import Trying
 from .guard import Entry
 from .served import Asked, Parts, Served
+from .turns import Computing
 
 if TYPE_CHECKING:
     from fastapi import Request
 
+_LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 PATIENCE = 60.0
 """Seconds without a step after which a model with work counts as stalled."""
@@ -45,8 +48,9 @@ class Shelf:
         name: what clients call it.
         opens: opens it.
         pinned: whether it stays open.
-        bytes: what it took when it was opened; before that, what its files have.
+        bytes: what it took when it was open; before that, what its files have.
         base: of an adapter, the model that it lies on, with which it is opened and closed.
+        refused: of an adapter that is damaged, how.
     """
 
     name: str
@@ -54,10 +58,24 @@ class Shelf:
     bytes: int
     pinned: bool = False
     base: Shelf | None = None
+    refused: BundleError | None = None
     served: Served | None = None
     used: float = 0.0
     opened_seconds: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _inside: int = 0
+
+    def weigh(self, taken: int) -> None:
+        """Say what was taken of this process's memory when it was opened."""
+        self._inside, outside = taken, self.served.bytes_outside if self.served else 0
+        self.bytes = max(self.bytes, taken + outside)
+
+    @property
+    def held(self) -> int:
+        """Bytes that it takes now: those that it took, or a program beside this one has come to, and its cache."""
+        if self.served is None:
+            return 0
+        return max(self.bytes, self._inside + self.served.bytes_outside) + self.served.cache_bytes
 
 
 class Desk:
@@ -76,6 +94,8 @@ class Desk:
         self._room = asyncio.Lock()
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="texts")
         self._trying = Trying()
+        several = sum(shelf.base is None for shelf in self.shelves.values()) > 1
+        self._computing = Computing() if several else None
         self.memory = parse_size("memory", config.memory) if config.memory else int(0.8 * hardware.memory_available())
 
     # -- models -------------------------------------------------------------------------------------
@@ -99,6 +119,7 @@ class Desk:
         Raises:
             UnknownModelError: there is no such model.
             UnavailableError: it does not fit into memory beside those that are at work, or cannot be opened.
+            BundleError: it is damaged.
         """
         shelf = self.shelf(name)
         whole = shelf.base or shelf
@@ -106,14 +127,16 @@ class Desk:
         async with whole.lock:
             if whole.served is None or whole.served.scheduler.state(1e9) == "closed":
                 await self._open(whole)
-            assert shelf.served is not None
+            if shelf.served is None:
+                assert shelf.refused is not None
+                raise shelf.refused.with_traceback(None)
             return shelf.served
 
     async def open_pinned(self) -> None:
-        """Open what is to stay open; errors as for ``model``."""
+        """Open what is to stay open; errors as for ``model``, but for adapters that are damaged."""
         for shelf in self.shelves.values():
             if shelf.pinned:
-                await self.model(shelf.name)
+                await self.model((shelf.base or shelf).name)
 
     def _with_adapters(self, shelf: Shelf) -> list[Shelf]:
         return [shelf, *(one for one in self.shelves.values() if one.base is shelf)]
@@ -130,14 +153,18 @@ class Desk:
                 parts = await asyncio.get_running_loop().run_in_executor(apart, shelf.opens)
             finally:
                 apart.shutdown(wait=False)  # who is cancelled here does not hold up everybody
-            shelf.served = Served(shelf.name, parts, self.config, self._pool, self._trying)
+            shelf.served = Served(shelf.name, parts, self.config, self._pool, self._trying, computing=self._computing)
             shelf.opened_seconds = time.monotonic() - start
             taken = hardware.resident_memory() - before
-            for name, own in parts.adapters.items():
-                one = self.shelves[name]
-                one.served = Served(name, own, self.config, self._pool, self._trying, shelf.served)
+            for one in self._with_adapters(shelf)[1:]:
+                one.refused = parts.refused.get(one.name)
+                if one.refused is not None:
+                    _LOG.warning("%s is not served: %s", one.name, one.refused)
+                    continue
+                own = parts.adapters[one.name]
+                one.served = Served(one.name, own, self.config, self._pool, self._trying, shelf.served, self._computing)
                 one.bytes, taken = own.own_bytes, taken - own.own_bytes
-            shelf.bytes = max(shelf.bytes, taken)
+            shelf.weigh(taken)
             _forget()
 
     def _make_room(self, wanted: Shelf) -> None:
@@ -160,6 +187,7 @@ class Desk:
     def _shut(self, shelf: Shelf) -> None:
         for one in self._with_adapters(shelf):
             if one.served is not None:
+                one.bytes = one.held - one.served.cache_bytes
                 one.served.close()
                 one.served = None
         _forget()
@@ -167,7 +195,7 @@ class Desk:
     @property
     def used_bytes(self) -> int:
         """Memory of the models that are open, by their own accounts."""
-        return sum(shelf.bytes for shelf in self.shelves.values() if shelf.served is not None)
+        return sum(shelf.held for shelf in self.shelves.values())
 
     def stalled(self, patience: float) -> list[str]:
         """Name models that have work and make no step."""
@@ -178,7 +206,7 @@ class Desk:
         """Whether it can be asked: "ready", or "loading", "draining" or "stalled"."""
         if self.draining:
             return "draining"
-        if any(shelf.served is None for shelf in self.shelves.values() if shelf.pinned):
+        if any((shelf.base or shelf).served is None for shelf in self.shelves.values() if shelf.pinned):
             return "loading"
         return "stalled" if self.stalled(PATIENCE) else "ready"
 
@@ -229,6 +257,8 @@ class Desk:
                 self._shut(shelf)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._trying.close()
+        if self._computing is not None:
+            self._computing.close()
 
 
 def _forget() -> None:

@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -18,6 +19,8 @@ from .redaction import redacted_all
 
 LARGEST, KEPT = 16 << 20, 5
 """Bytes after which a file of contents is set aside, and how many are."""
+WAITING, CHARACTERS = 1024, 16 << 20
+"""Contents that may wait to be written, and how long all of their texts may be."""
 
 
 def now() -> str:
@@ -82,29 +85,78 @@ class Plain(logging.Handler):
 class Contents:
     """What was asked and answered, personal data replaced, in a file that is set aside when it is large.
 
+    Texts are made ready and written by a thread, since long ones take a while. Where they come faster than it can, or
+    cannot be written, exchanges are dropped: the file and the log say how many.
+
     Args:
         path: of the file, which only its owner may read.
+        lines: the log; None for none.
+        dropped: told of each exchange that is dropped.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, lines: Lines | None = None, dropped: Callable[[], None] = lambda: None
+    ) -> None:  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handler = _Private(path, maxBytes=LARGEST, backupCount=KEPT, encoding="utf-8", delay=True)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="contents")  # long texts take a while
+        self._lines, self._tell = lines, dropped
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[dict[str, Any], Any, Any, int]] = deque()
+        self._characters = self._lost = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="contents", daemon=True)
+        self._thread.start()
 
     def write(self, request: str, key: str, model: str, asked: Any, answered: Any) -> None:
-        """Write down one exchange, soon."""
+        """Write down one exchange, soon, if not too much waits."""
         head = {"time": now(), "id": request, "key": key, "model": model}
-        self._thread.submit(self._write, head, asked, answered)
+        characters = _characters(asked) + _characters(answered)
+        with self._changed:
+            if len(self._waiting) >= WAITING or (self._waiting and self._characters + characters > CHARACTERS):
+                self._drop()
+                return
+            self._waiting.append((head, asked, answered, characters))
+            self._characters += characters
+            self._changed.notify()
 
-    def _write(self, head: Mapping[str, Any], asked: Any, answered: Any) -> None:
-        content = {"asked": redacted_all(_plain(asked)), "answered": redacted_all(_plain(answered))}
-        line = json.dumps({**head, **content}, ensure_ascii=False, default=str)
+    def _drop(self) -> None:
+        self._lost += 1
+        self._tell()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                head, asked, answered, characters = self._waiting.popleft()
+                self._characters -= characters
+                lost, self._lost = self._lost, 0
+            why = "too many waited"
+            try:
+                self._write({**head, "asked": redacted_all(_plain(asked)), "answered": redacted_all(_plain(answered))})
+                if lost:
+                    self._write({"time": now(), "dropped": lost})
+            except Exception as error:
+                with self._changed:
+                    self._drop()
+                    lost, self._lost = self._lost + lost, 0
+                why = type(error).__name__
+            if lost and self._lines is not None:
+                self._lines.write("contents_dropped", {"count": lost, "why": why})
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        line = json.dumps(content, ensure_ascii=False, default=str)
         line = line.encode("utf-8", "backslashreplace").decode()
         self._handler.handle(logging.LogRecord("content", logging.INFO, "", 0, line, None, None))
 
     def close(self) -> None:
         """Write what is left."""
-        self._thread.shutdown()
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
         self._handler.close()
 
 
@@ -112,6 +164,20 @@ class _Private(RotatingFileHandler):
     def _open(self) -> Any:
         return open(self.baseFilename, self.mode, encoding=self.encoding,  # the handler closes it
                     opener=lambda path, flags: os.open(path, flags, 0o600))  # fmt: skip
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what went wrong: logging's own way would print the record."""
+        del record
+        raise sys.exception() or RuntimeError
+
+
+def _characters(value: Any) -> int:
+    """Return about how long the texts of a content are, which is what it takes while it waits."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return 8 + sum(map(_characters, value)) if isinstance(value, list | tuple) else 8
 
 
 def _plain(value: Any) -> Any:

@@ -58,6 +58,8 @@ class Metrics:
                                  registry=self._registry)  # fmt: skip
         self._seconds = Histogram("llmasos_request_seconds", "Seconds from a request to the end of its answer",
                                   ("route",), buckets=SECONDS, registry=self._registry)  # fmt: skip
+        self._dropped = Counter("llmasos_contents_dropped", "Contents that were to be written down, and were not",
+                                registry=self._registry)  # fmt: skip
         self._registry.register(_Models(desk, version, patience))
         ProcessCollector(registry=self._registry)
 
@@ -65,6 +67,10 @@ class Metrics:
         """Count an answer."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def dropped(self) -> None:
+        """Count a content that is not written down."""
+        self._dropped.inc()
 
     def page(self) -> bytes:
         """Return all numbers, in Prometheus' text format."""
@@ -86,7 +92,7 @@ class _Models:
         yield _gauge("draining", "Whether the server is stopping", (), [((), desk.draining)])
         yield _gauge("memory_limit_bytes", "Memory that models may take", (), [((), desk.memory)])
         shelves = list(desk.shelves.values())
-        opened = [((s.name,), s.bytes if s.served else 0) for s in shelves]
+        opened = [((s.name,), s.held) for s in shelves]
         yield _gauge("model_bytes", "Memory that a model takes, 0 while it is not open", ("model",), opened)
         seconds = [((s.name,), s.opened_seconds) for s in shelves]
         yield _gauge("model_open_seconds", "Seconds that it took to open a model", ("model",), seconds)

@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.config import GenerateConfig, ServeConfig, WriteConfig
-from ..core.errors import DataError, UsageError
+from ..core.errors import BundleError, DataError, UnavailableError, UsageError
 from ..engines.base import Engine
 from ..tasks.base import Generation, Row, Task
 from .answering import Answering, Rows, decoded, encoded
+from .facts import OWN
 from .grammar import Trying
 from .guard import Entry
 from .limits import check_count, check_texts, check_writing
 from .scheduler import Lane, Scheduler, Work
+from .turns import Computing, InTurns
 
 if TYPE_CHECKING:
     from ..generation.generator import Generator
@@ -52,6 +54,7 @@ class Parts:
         about: what the server tells of it.
         adapters: adapters over it, by the names that clients call them.
         own_bytes: of an adapter, what it takes besides its base.
+        refused: adapters over it that cannot be served, and why.
     """
 
     tokenizer: Any
@@ -64,6 +67,7 @@ class Parts:
     about: Mapping[str, Any] = field(default_factory=dict)
     adapters: Mapping[str, Parts] = field(default_factory=dict)
     own_bytes: int = 0
+    refused: Mapping[str, BundleError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,18 +95,24 @@ class Served:
         pool: where texts are tokenised and answers decoded.
         trying: where JSON schemas are tried.
         base: of an adapter, what it lies on.
+        computing: computes for all models of the processor, where there are several.
     """
 
     def __init__(
-        self, name: str, parts: Parts, config: ServeConfig, pool: Executor, trying: Trying, base: Served | None = None
+        self, name: str, parts: Parts, config: ServeConfig, pool: Executor, trying: Trying, base: Served | None = None,
+        computing: Computing | None = None,
     ) -> None:  # fmt: skip
         self.name, self.parts, self._config, self._pool, self._trying = name, parts, config, pool, trying
         self.created = int(time.time())
-        self.scheduler: Scheduler = (
-            base.scheduler if base is not None and (base.parts.generator is None) == (parts.generator is None)
-            else Scheduler(name, _lane(parts, config), most_waiting=config.max_waiting,
-                           most_tokens=config.max_waiting_tokens)
-        )  # fmt: skip
+        shares = base is not None and (base.parts.generator is None) == (parts.generator is None)
+        self._lane = None if shares else _lane(parts, config)
+        self._token_bytes = 0 if parts.generator is None else _token_bytes(parts.generator)
+        if base is not None and self._lane is None:
+            self.scheduler: Scheduler = base.scheduler
+            return
+        assert self._lane is not None
+        lane = InTurns(self._lane, computing) if computing and _on_processor(parts) else self._lane
+        self.scheduler = Scheduler(name, lane, most_waiting=config.max_waiting, most_tokens=config.max_waiting_tokens)
 
     # -- answers ------------------------------------------------------------------------------------
 
@@ -177,7 +187,22 @@ class Served:
             work.left = True
 
     async def _in_pool(self, call: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+        """Call something on a thread.
+
+        Raises:
+            UnavailableError: the server is stopping, and waits for it no longer.
+        """
+        stopping, task = UnavailableError("the server is stopping", retry_after=5), asyncio.current_task()
+        try:
+            done = asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+        except RuntimeError as error:  # the threads take no more
+            raise stopping from error
+        try:
+            return await done
+        except asyncio.CancelledError:
+            if task is not None and task.cancelling():  # nobody waits
+                raise
+            raise stopping from None
 
     # -- texts --------------------------------------------------------------------------------------
 
@@ -291,6 +316,18 @@ class Served:
                 longest -= config.max_new_tokens or min(256, longest // 2)
         return [task.prompt(row, self.parts.tokenizer, longest) for row in rows]
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of keys and values: of what is written now, at its longest, and of beginnings that are kept."""
+        kept = getattr(self._lane, "kept_tokens", None)
+        return 0 if kept is None else self._token_bytes * (self.scheduler.running[1] + kept)
+
+    @property
+    def bytes_outside(self) -> int:
+        """Memory of programs beside this one that compute for it."""
+        found = getattr(getattr(self.parts.generator, "batcher", None), "bytes_outside", None)
+        return 0 if found is None else int(found())
+
     def close(self) -> None:
         """Stop computing; what waits is told."""
         self.scheduler.close()
@@ -301,6 +338,21 @@ class Served:
 def _brief(rows: Sequence[Row]) -> bool:
     """Say whether rows take less time to read than a thread takes to be told of them."""
     return len(rows) == 1 and all(isinstance(value, str) and len(value) <= BRIEF for value in rows[0].values())
+
+
+def _on_processor(parts: Parts) -> bool:
+    """Say whether torch computes it, and on the processor."""
+    computing: Any = parts.generator or parts.engine
+    return parts.about.get("engine") == OWN and computing.model.device.type == "cpu"
+
+
+def _token_bytes(generator: Generator) -> int:
+    """Return what the keys and values of a token take; 0 where the configuration does not say how many there are."""
+    own = generator.model.config.get_text_config(decoder=True)
+    heads = int(getattr(own, "num_attention_heads", 0) or 0)
+    width = int(getattr(own, "head_dim", 0) or getattr(own, "hidden_size", 0) // max(1, heads))
+    heads = int(getattr(own, "num_key_value_heads", None) or heads)
+    return 2 * int(getattr(own, "num_hidden_layers", 0) or 0) * heads * width * int(generator.dtype.itemsize)
 
 
 def _lane(parts: Parts, config: ServeConfig) -> Lane:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import bundle, plugins
 from ..core.config import ServeConfig
 from ..core.environment import home, key_password, traces_wanted
-from ..core.errors import MissingExtraError, UsageError, did_you_mean
+from ..core.errors import BundleError, MissingExtraError, UsageError, did_you_mean
 from . import facts
 from .guard import Guard, is_loopback
 from .keys import KeyFile
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from ..opening import Opened
     from ..protocols.base import Contract
     from .desk import Desk
+    from .served import Parts
     from .tracing import Tracer
     from .watching import Watch
 
+_LOG = logging.getLogger(__name__)
 LAST_SECONDS = 25.0
 """What requests get to end behind a cloud, which kills a container 30 seconds after it has told it to stop."""
 
@@ -82,7 +85,7 @@ def serve(
     models: Mapping[str, Opened],
     config: ServeConfig,
     *,
-    adapters: Mapping[str, Opened] | None = None,
+    adapters: Mapping[str, Opened | BundleError] | None = None,
     pinned: Sequence[str] = (),
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
@@ -94,7 +97,7 @@ def serve(
     Args:
         models: by the names that clients call them.
         config: bounds.
-        adapters: of one of these models each, by the names that clients call them.
+        adapters: of one of these models each, by the names that clients call them; or how one is damaged.
         pinned: what is opened at once and kept open; all if not given.
         hosts: names by which the server may be asked for, see ``guard.py``.
         origins: web pages that may ask.
@@ -115,31 +118,35 @@ def serve(
 
 def desk_of(
     models: Mapping[str, Opened], config: ServeConfig, pinned: Sequence[str] = (),
-    adapters: Mapping[str, Opened] | None = None,
+    adapters: Mapping[str, Opened | BundleError] | None = None,
 ) -> Desk:  # fmt: skip
     """Return the desk of some models, and of adapters over them; all stay open where none is named.
 
     Raises:
-        UsageError: there is no such model to pin, or an adapter belongs to none of the models.
-        BundleError: an adapter is damaged.
-        MissingExtraError: what adapters need is not installed.
+        UsageError: there is no such model to pin or to give an engine to, or an adapter belongs to none of the models.
+        MissingExtraError: what adapters or engines need is not installed.
     """
     from .adapters import opened, over
     from .desk import Desk, Shelf
 
-    facts.check(config.engine, config.quantize)
-    taken = ("precision", "speed", "device", "threads", "engine", "quantize", "max_streams", "max_cache_tokens")
-    options = {name: getattr(config, name) for name in taken}
-    if adapters and config.engine not in (None, facts.OWN, facts.AUTO):
-        raise UsageError(f"adapters are computed by {facts.OWN} alone, and the engine is {config.engine}",
-                         hint="leave the engine out, or merge the adapters")  # fmt: skip
-    lying = over(adapters, models) if adapters else {}
+    taken = ("precision", "speed", "device", "threads", "max_streams", "max_cache_tokens")
+    options = {name: {one: getattr(config, one) for one in taken} for name in models}
+    for option in ("engine", "quantize"):
+        for name, value in of_each(option, getattr(config, option), models).items():
+            options[name][option] = value
+    for one in options.values():
+        facts.check(one["engine"], one["quantize"])
+    lying, damaged = over(adapters, models) if adapters else ({}, {})
+    for name in lying:
+        if (engine := options[name]["engine"]) not in (None, facts.OWN, facts.AUTO):
+            raise UsageError(f"adapters are computed by {facts.OWN} alone, and the engine of {name} is {engine}",
+                             hint="leave the engine out, or merge the adapters")  # fmt: skip
+        options[name]["engine"] = None
     names = [*models, *(adapters or ())]
     if unknown := next((name for name in pinned if name not in names), None):
         raise UsageError(f"there is no model {unknown!r} to pin", hint=f"known: {', '.join(names)}")
     shelves = {
-        name: Shelf(name, partial(opened, model, lying.get(name, {}),
-                                  {**options, "engine": None} if name in lying else options), _weights(model),
+        name: Shelf(name, partial(opened, model, lying.get(name, {}), options[name]), _weights(model),
                     pinned=name in (pinned or names))
         for name, model in models.items()
     }  # fmt: skip
@@ -149,7 +156,34 @@ def desk_of(
                         base=shelves[base])
             for name, adapter in own.items()
         }  # fmt: skip
+    for name, wrong in damaged.items():
+        _LOG.warning("%s is not served: %s", name, wrong)
+        shelves[name] = Shelf(name, partial(_raise, wrong), 0, refused=wrong)
     return Desk(shelves, config)
+
+
+def of_each(option: str, text: str | None, models: Iterable[str]) -> dict[str, str | None]:
+    """Return the value of an option for each model, from values for all and NAME=VALUE, with commas between.
+
+    Raises:
+        UsageError: there is no such model, or two values are for the same ones.
+    """
+    given: dict[str, str] = {}
+    known = list(models)
+    for part in filter(None, map(str.strip, (text or "").split(","))):
+        name, equals, value = part.partition("=") if "=" in part else ("", "", part)
+        if equals and name not in known:
+            raise UsageError(f"{option}={part!r}: there is no model {name!r}",
+                             hint=f"{did_you_mean(name, known)}known: {', '.join(known)}")  # fmt: skip
+        if name in given:
+            whose = f"of {name} " if name else ""
+            raise UsageError(f"the {option} {whose}is both {given[name]} and {value}", hint="give it once")
+        given[name] = value
+    return {name: given.get(name, given.get("")) or None for name in known}
+
+
+def _raise(error: BundleError) -> Parts:
+    raise error.with_traceback(None)
 
 
 def offer(
@@ -208,10 +242,11 @@ def watch_of(desk: Desk, version: str) -> Watch:
     from .metrics import Metrics
     from .watching import Watch
 
-    lines = Lines()
+    lines, metrics = Lines(), Metrics(desk, version, PATIENCE)
     Plain.instead(lines, "uvicorn", "asyncio", __name__.partition(".")[0])
-    contents = Contents(home() / "logs" / "contents.jsonl") if desk.config.log_content == "on" else None
-    return Watch(Metrics(desk, version, PATIENCE), lines, contents, _tracer(version))
+    wanted = desk.config.log_content == "on"
+    contents = Contents(home() / "logs" / "contents.jsonl", lines, metrics.dropped) if wanted else None
+    return Watch(metrics, lines, contents, _tracer(version))
 
 
 def _tracer(version: str) -> Tracer | None:

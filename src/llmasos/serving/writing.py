@@ -78,6 +78,11 @@ class Writing:
         """Works that have begun and not ended."""
         return [*self._works.values(), *self._new]
 
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens of beginnings that are kept."""
+        return self._prefixes.tokens if self._prefixes else 0
+
     def admit(self, take: Callable[[], Work | None], back: Callable[[Work], None]) -> None:
         """Take prompts that can begin now."""
         if self._works and not (self._running and self._running.joins):
