@@ -314,9 +314,17 @@ def test_models_come_and_go_as_memory_allows(folders: dict[str, Path]) -> None:
 
 
 def _of_openmp() -> set[int]:
-    """Return the threads of this process that are not Python's."""
-    ours = {one.native_id for one in threading.enumerate()}
-    return {int(path.name) for path in Path("/proc/self/task").iterdir()} - ours
+    """Return the threads of this process that are not Python's, and stay: others begin and end between two looks."""
+
+    def others() -> set[int]:
+        ours = {one.native_id for one in threading.enumerate()}
+        return {int(path.name) for path in Path("/proc/self/task").iterdir()} - ours
+
+    found = others()
+    for _ in range(5):
+        time.sleep(0.1)
+        found &= others()
+    return found
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells of its threads")
