@@ -33,6 +33,7 @@ def main() -> None:
     """Measure the candidates, or be one of them."""
     parser = harness.parser(__doc__, seeds=2)
     parser.add_argument("--data", type=Path, default=STORIES, help="folder with train.jsonl.gz and validation.jsonl")
+    parser.add_argument("--model", type=Path, help="a decoder to use instead of training one")
     parser.add_argument("--export", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -42,8 +43,9 @@ def main() -> None:
     with harness.workspace() as work:
         prepare(options.data, work, options.rows or ROWS)
         exports = [harness.child("writers", name, work, "--export") for name in names if name not in PEERS]
-        trained = harness.run_one(harness.child("writers", "train", work), 0, work)
-        if trained.error:
+        if options.model:
+            (work / "model").symlink_to(options.model.resolve(), target_is_directory=True)
+        elif (trained := harness.run_one(harness.child("writers", "train", work), 0, work)).error:
             raise SystemExit(f"the training failed: {trained.error}")
         unusable = [run for run in harness.measure(exports, 1, work) if run.missing or run.error]
         refused = {run.candidate for run in unusable}
