@@ -21,7 +21,7 @@ from ..core.errors import BundleError, ParityError, UsageError
 from ..data.batching import Batch
 from ..tasks.base import IGNORED
 from ._graph import unreadable
-from ._writing import Writing, score_targets, scored
+from ._writing import scored
 
 _CHUNK = 512  # tokens that are read at once
 
@@ -51,7 +51,7 @@ class LlamaCppEngine:
         del pad_id, likeliest
         self._library = llama.load()
         llama.silence(self._library)
-        self._output, self._writes = output, bool(artifact.get("writes"))
+        self._output = output
         self._threads = hardware.threads(threads)
         params = self._library.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -78,8 +78,6 @@ class LlamaCppEngine:
         Raises:
             UsageError: pairs of texts, of which llama.cpp does not tell the second one apart.
         """
-        if self._writes:
-            return score_targets(Writing(self), batch, encodes=False)
         if batch.types is not None and batch.types.any():
             raise UsageError("llama.cpp does not tell the texts of a pair apart", hint="export to another format")
         ids = np.split(batch.ids, batch.offsets[1:-1])
