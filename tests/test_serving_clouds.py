@@ -374,8 +374,9 @@ def test_sagemakers_stop_ends_what_can_end_in_25_seconds_and_the_process_before_
         answer = http.post("/invocations", json=inputs)
         return time.monotonic(), answer
 
-    slowly = ("--port", "0", "--precision", "float32", "--threads", "1", "--max-batch-tokens", "1")
-    with started(*slowly, LLMASOS_BEHIND="sagemaker", SAGEMAKER_BASE_DIR=str(tmp_path)) as (process, url):
+    slowly = ("--threads", "1", "--max-batch-tokens", "1", "--max-waiting-tokens", str(10**8))
+    plain = ("--port", "0", "--precision", "float32")
+    with started(*plain, *slowly, LLMASOS_BEHIND="sagemaker", SAGEMAKER_BASE_DIR=str(tmp_path)) as (process, url):
         limits = httpx2.Limits(max_connections=250)
         with httpx2.Client(base_url=url.replace("0.0.0.0", "127.0.0.1"), timeout=120, limits=limits) as http:
             began = time.monotonic()

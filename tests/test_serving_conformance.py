@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -62,3 +65,22 @@ def test_no_request_is_an_error_of_the_server(server: Server, way: str) -> None:
     while server.desk.inflight:  # an answer is there a moment before its request has ended
         assert time.monotonic() < until, "a request has not ended"
         time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_no_phase_of_schemathesis_finds_an_error_of_the_server(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "openapi.json").write_bytes(server.http.get("/openapi.json", timeout=120).content)
+    phases = ("examples", "coverage", "fuzzing", "stateful")
+    options = {
+        "url": server.url, "phases": ",".join(phases), "mode": "all", "checks": "not_a_server_error",
+        "max-examples": "15", "request-timeout": "120", "warnings": "off", "suppress-health-check": "all",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--generation-deterministic",
+         *(word for name, value in options.items() for word in (f"--{name}", value))],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert all(phase.capitalize() in done.stdout for phase in phases), done.stdout
+    assert "No issues found" in done.stdout
+    assert server.http.get("/health/ready").status_code == 200

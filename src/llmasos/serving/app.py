@@ -382,11 +382,12 @@ class _Uvicorn(uvicorn.Server):
             self.should_exit = self.force_exit = True
         else:
             self._desk.draining = True
-            self._loop.call_soon_threadsafe(self._drain)
+            until = time.monotonic() + self._desk.config.drain  # the loop may be busy for a while
+            self._loop.call_soon_threadsafe(self._drain, until)
 
-    def _drain(self) -> None:
+    def _drain(self, until: float) -> None:
         async def end() -> None:
-            if not await self._desk.drained():  # what is left is told so
+            if not await self._desk.drained(until):  # what is left is told so
                 await asyncio.get_running_loop().run_in_executor(None, self._desk.close)
             self.should_exit = True
 

@@ -242,10 +242,9 @@ class Desk:
         finally:
             leaving.cancel()
 
-    async def drained(self) -> bool:
-        """Take no new requests, and wait for those that are under way; return whether all ended in time."""
+    async def drained(self, until: float) -> bool:
+        """Take no new requests, and wait until then for those that are under way; return whether all have ended."""
         self.draining = True
-        until = time.monotonic() + self.config.drain
         while self.inflight and time.monotonic() < until:
             await asyncio.sleep(0.05)
         return not self.inflight
