@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
 from llmasos.core import errors, hardware
@@ -282,3 +283,20 @@ def test_vllm_is_asked_for_a_stream_of_tokens(tmp_path: Path) -> None:
         assert engine.how.startswith("float32, vLLM")
     finally:
         engine.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX alone gives orphans another parent")
+def test_a_process_that_computes_ends_with_the_one_that_asked() -> None:
+    busy = "import time; from llmasos.core.children import begun; begun(); time.sleep(60)"
+    asks = (
+        f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {busy!r}], "
+        "stdin=subprocess.PIPE).pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", asks], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        until = time.monotonic() + 20
+        while child.num_threads() < 2 and time.monotonic() < until:  # until it looks after its parent
+            time.sleep(0.1)
+        parent.kill()
+    child.wait(20)

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import signal
-import sys
 from collections.abc import Generator as Events
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, golden
 from .core import bundle, hardware, plugins
-from .core.children import Child, Ended
+from .core.children import Child, Ended, begun
 from .core.config import ExportConfig, PredictConfig
 from .core.environment import home
 from .core.errors import BundleError, DataError, HardwareError, LLMasOSError, ParityError, UsageError
@@ -205,9 +202,7 @@ def _apart(model: Opened, exporter: Exporter, precision: str, folder: Path) -> N
 
 def main() -> None:
     """Export what a message asks for, and answer it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process itself
-    source, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints goes to the log
+    source, answers = begun()
     if (message := receive(source)) is None:
         return
     from .opening import Opened

@@ -6,13 +6,17 @@ Such a process reads messages on its standard input and writes one answer to eac
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
@@ -90,3 +94,22 @@ class Child:
         for stream in (self._process.stdin, self._process.stdout, self._log):
             with suppress(BrokenPipeError):  # what was not sent yet is for nobody
                 stream.close()  # type: ignore[union-attr]
+
+
+def begun() -> tuple[BinaryIO, BinaryIO]:
+    """Begin such a process, from the inside; return where messages come from, and where answers go.
+
+    Ctrl-C is for the parent, which ends this process itself; should the parent be killed, it ends as well, for a long
+    computation would not see that nobody asks any more.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints goes to the log
+    return sys.stdin.buffer, answers
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -6,9 +6,6 @@ lend it anything. ``Apart`` is an engine like any other; ``main`` is the process
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core import hardware, plugins
-from ..core.children import Child, Ended
+from ..core.children import Child, Ended, begun
 from ..core.errors import BundleError, LLMasOSError
 from ..core.messages import Message, receive, send
 from ..data.batching import Batch
@@ -145,9 +142,7 @@ _ARRAYS = ("ids", "types", "lengths", "rows", "targets", "target_lengths", "plac
 
 def main() -> None:
     """Answer messages until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process itself
-    source, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a runtime prints goes to the log
+    source, answers = begun()
     first = receive(source)
     if first is None:
         return

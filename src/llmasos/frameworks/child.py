@@ -9,14 +9,13 @@ Nothing is chosen here that torch's trainer decides: order, padding, rate and cl
 from __future__ import annotations
 
 import math
-import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..core.children import begun
 from ..core.messages import receive, send
 from . import losses, mapping, models
 
@@ -198,9 +197,7 @@ def _framework(threads: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def main() -> None:
     """Answer messages until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process itself
-    source, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints goes to the log
+    source, answers = begun()
     for name in {"tensorflow", "tensorflow_text"} - {f"{sys.argv[1]}{rest}" for rest in ("", "_text")}:
         sys.modules[name] = None  # type: ignore[assignment]  # KerasHub does without; importing it takes seconds
     first = receive(source)

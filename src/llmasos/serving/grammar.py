@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import sys
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, ClassVar
 
-from ..core.children import Child, Ended
+from ..core.children import Child, Ended, begun
 from ..core.errors import BusyError
 from ..core.messages import receive, send
 
@@ -140,8 +139,9 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    while (message := receive(sys.stdin.buffer)) is not None:
-        send(sys.stdout.buffer, {"problem": problem_of(message.content["schema"])})
+    source, answers = begun()
+    while (message := receive(source)) is not None:
+        send(answers, {"problem": problem_of(message.content["schema"])})
 
 
 if __name__ == "__main__":
