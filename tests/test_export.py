@@ -271,7 +271,7 @@ def test_another_template_and_a_lost_stop_token_are_refused(spoilt: Any, tmp_pat
     task, rows = kind.sample()
     llm = LLM.from_pretrained(save_tiny(tmp_path / "base", kind.auto_class, max_length=160))
     llm.finetune(task, rows, epochs=1, output=tmp_path / "model", progress=False, allow_unknown=1.0)
-    stops = [llm.tokenizer.eos_token_id, 7]
+    stops = [llm.tokenizer.sep_token_id, 7]
     llm.model.generation_config.eos_token_id = stops
 
     def template(folder: Path) -> None:
