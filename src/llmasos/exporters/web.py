@@ -23,7 +23,7 @@ from ..tasks._conversations import Wrong, conversation
 from ..tasks.base import SCRIPTS, Task
 from . import _web_app
 from ._onnx import OnnxFormat
-from .base import Source, Written
+from .base import Source, Written, held
 
 PROMPTS = "prompts.json"
 _TEXTS = ("Once upon a time", " two  spaces\n\nand lines ", SCRIPTS)
@@ -54,9 +54,17 @@ class WebFormat(OnnxFormat):
         Raises:
             HardwareError: the page must be built first, and there is no npm.
         """
+        if not self.holds(type(task)):
+            raise UsageError(
+                f"{self.target} holds no {task.tag} model of type {config.model_type}", hint=f"it holds {held(self)}"
+            )
         found = super().check(task, config, precision)
         _web_app.check()
         return found
+
+    def holds(self, task: type[Task]) -> bool:
+        """See ``Exporter.holds``; a page goes on with prompts of a chat, and not yet with plain texts alone."""
+        return super().holds(task) and (task.generates or not task.writes())
 
     def write(self, source: Source, folder: Path, precision: str) -> Written:
         """Write the graph and the page."""
