@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from .records import Column, Goal, Result, Run, goal, middle
 from .runtimes import RUNTIMES, SIZES
 
 PEERS = ("pipeline_batched", "torch_fp32_sorted", "llmasos", "onnxruntime_int8", "openvino_bf16", "openvino_int8")
+APART = ("executorch", "gguf", "litert")
+"""Formats whose packages are built, or do not live beside the others'."""
 ROWS = 3000
 
 
@@ -30,12 +33,14 @@ def main() -> None:
     parser = harness.parser(__doc__)
     data.add_options(parser)
     parser.add_argument("--model", type=Path, help="a classifier to use instead of training one")
+    parser.add_argument("--apart", action="store_true", help=f"the formats that the others leave out: {APART}")
     parser.add_argument("--export", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child.report(work_of(options.child, Path(options.work), options))
         return
-    names = harness.chosen([*PEERS, *artifacts("encoder")], options.only)
+    formats = [name for name in artifacts("encoder") if (name.partition(":")[0] in APART) == options.apart]
+    names = harness.chosen([*(PEERS[1:3] if options.apart else PEERS), *formats], options.only)
     with harness.workspace() as work:
         data.prepare(options.data, work, None if options.rows is None else max(options.rows, predict.WARM_UP))
         predict.write_texts(work, options.rows or ROWS)
@@ -45,7 +50,8 @@ def main() -> None:
         refused = {run.candidate for run in unusable}
         able = [harness.child("exports", name, work) for name in names if name not in refused]
         runs = unusable + harness.measure(able, options.seeds, work)
-    harness.finish(result(runs, names), options)
+    found = result(runs, names)
+    harness.finish(replace(found, name="exports_apart", goals=[]) if options.apart else found, options)
 
 
 def artifacts(kind: str) -> list[str]:

@@ -129,7 +129,7 @@ def finish(result: Result, options: argparse.Namespace, *, partial: bool = False
     partial = partial or bool(options.rows or options.only or options.seeds < options.usual_seeds)
     about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", f"benchmarks.{result.name}", *map(_short, sys.argv[1:])]),
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_short, sys.argv[1:])]),
         "seeds": list(range(options.seeds)),
         "rows": options.rows,
         "load": [run.values["load"] for run in (result.runs[0], result.runs[-1]) if "load" in run.values],
