@@ -124,29 +124,40 @@ def encoder_layer(
 ) -> Tensor:
     """Run one layer. x: (tokens, hidden) -> (tokens, hidden), or (len(only), hidden)."""
     if isinstance(weights, LayerProducts):
-        return _answered(x, weights, shape, groups, only)
+        return _answered(x, weights, shape, groups, dropout, only)
     lowest = weights.trained and torch.is_grad_enabled() and not x.requires_grad
     if lowest:
         x.requires_grad_()  # nothing below is trained: nobody reads its gradient, but the layer's backward must run
     return _Layer.apply(x, weights, shape, groups, dropout, only, lowest)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def _answered(x: Tensor, w: LayerProducts, shape: LayerShape, groups: tuple[Group, ...], only: Tensor | None) -> Tensor:
+def _answered(
+    x: Tensor, w: LayerProducts, shape: LayerShape, groups: tuple[Group, ...], dropout: Dropout | None,
+    only: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Run a layer that nothing is kept of."""
-    residual, queries = x, None
+    residual, queries, p = x, None, shape.hidden_dropout
     if only is None:
         qkv = w.qkv(x)
     else:
         residual = x.index_select(0, only)
         query, others = w.query_and_others
         queries, qkv = query(residual), others(x)
-    context, _ = _attend(qkv, queries, shape, groups, None, keep=False)
+    context, _ = _attend(qkv, queries, shape, groups, dropout, keep=False)
 
     def normed(out: Tensor, residual: Tensor, which: int) -> Tensor:
-        return functional.layer_norm(out.add_(residual), out.shape[1:], *w.norms[which], shape.epsilon)
+        z = _dropped(out, residual, dropout.mask(out.shape, p, out) if dropout else None, p)
+        return functional.layer_norm(z, z.shape[1:], *w.norms[which], shape.epsilon)
 
     y = normed(w.attention(context), residual, 0)
     return normed(w.down(w.up(y, gelu=True)), y, 1)
+
+
+def _dropped(out: Tensor, residual: Tensor, mask: Tensor | None, p: float) -> Tensor:
+    """Return what is left of ``out`` (which is overwritten where all is), and the residual."""
+    if mask is None:
+        return out.add_(residual)
+    return torch.addcmul(residual, out, mask, value=1.0 / (1.0 - Dropout.rounded(p)))
 
 
 class _Layer(torch.autograd.Function):
@@ -245,10 +256,7 @@ def _add_norm(
     """Linear, dropout, residual, layer norm; also returns the mask and what the backward needs."""
     out = torch.addmm(linear[1], inputs, linear[0].t())
     mask = dropout.mask(out.shape, p, out) if dropout else None
-    if mask is None:
-        z = out.add_(residual)
-    else:
-        z = torch.addcmul(residual, out, mask, value=1.0 / (1.0 - Dropout.rounded(p)))
+    z = _dropped(out, residual, mask, p)
     y, mean, rstd = torch.native_layer_norm(z, (z.shape[1],), norm[0], norm[1], shape.epsilon)
     return y, mask, (z, mean, rstd)
 
