@@ -264,7 +264,7 @@ def _forget() -> None:
     """Collect garbage, and have later collections pass over all that is left.
 
     With torch imported there are hundreds of thousands of objects: to go through them all takes an eighth of a second,
-    in which nobody is answered, and a busy server came to it every few seconds.
+    in which nobody is answered, now and then.
     """
     gc.unfreeze()
     gc.collect()
