@@ -264,7 +264,7 @@ def _forget() -> None:
     """Collect garbage, and have later collections pass over all that is left.
 
     With torch imported there are hundreds of thousands of objects: to go through them all takes an eighth of a second,
-    in which nobody is answered, now and then.
+    in which nobody is answered.
     """
     gc.unfreeze()
     gc.collect()
