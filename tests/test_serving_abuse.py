@@ -278,6 +278,12 @@ def test_a_head_is_read_to_its_bound_and_no_further(server: Server, end: bytes) 
             assert b" 400 " in connection.recv(4096)
 
 
+@pytest.mark.parametrize("body", [b"{", b"[" * 50_000, b"\xff", b'{"pairs": NaN}'])
+def test_what_is_no_json_is_told_so(server: Server, body: bytes) -> None:
+    answer = server.http.post("/v1/similarity", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+
+
 def test_a_body_is_not_counted_as_a_head(server: Server) -> None:
     for size in (70_000, 200_000, 70_000):  # the second is refused, and its rest read by nobody
         answer = server.http.post("/v1/similarity", content=BODY + b" " * size, headers=JSON)

@@ -293,7 +293,7 @@ class Opened:
     def _max_length(self, config: PredictConfig | ExportConfig) -> int:
         from .loading import longest_input
 
-        if self._longest is None:  # transformers takes a millisecond or two to read it
+        if self._longest is None:  # transformers takes its time to read it
             self._longest = longest_input(self.located.path, self.tokenizer)
         artifact = bundle.artifact_of(self._manifest) or {}
         limit = min(self._longest, artifact.get("max_length", self._longest))  # of fixed lengths

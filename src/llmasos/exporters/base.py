@@ -132,14 +132,17 @@ class Exporter(ABC):
         """
         known = self.precisions.get(kind_of(task, config), ())
         if not known or not (task.writes() or task.output in self.outputs):
-            raise UsageError(
-                f"{self.target} holds no {task.tag} model of type {config.model_type}", hint=f"it holds {held(self)}"
-            )
+            raise self.not_held(task, config)
         if precision is not None and precision not in known:
             raise UsageError(f"{self.target} has no {precision!r} for {task.tag}", hint=f"known: {', '.join(known)}")
         if any(importlib.util.find_spec(name) is None for name in self.requires):
             raise MissingExtraError(f"an export to {self.target}", install=f"'llmasos[{self.extra}]'")
         return precision or known[0]
+
+    def not_held(self, task: Task, config: Any) -> UsageError:
+        """Return the error of a model that it cannot hold."""
+        return UsageError(f"{self.target} holds no {task.tag} model of type {config.model_type}",
+                          hint=f"it holds {held(self)}")  # fmt: skip
 
     def holds(self, task: type[Task]) -> bool:
         """Say whether there are models for a task that it can hold."""

@@ -23,7 +23,7 @@ from ..tasks._conversations import Wrong, conversation
 from ..tasks.base import SCRIPTS, Task
 from . import _web_app
 from ._onnx import OnnxFormat
-from .base import Source, Written, held
+from .base import Source, Written
 
 PROMPTS = "prompts.json"
 _TEXTS = ("Once upon a time", " two  spaces\n\nand lines ", SCRIPTS)
@@ -55,9 +55,7 @@ class WebFormat(OnnxFormat):
             HardwareError: the page must be built first, and there is no npm.
         """
         if not self.holds(type(task)):
-            raise UsageError(
-                f"{self.target} holds no {task.tag} model of type {config.model_type}", hint=f"it holds {held(self)}"
-            )
+            raise self.not_held(task, config)
         found = super().check(task, config, precision)
         _web_app.check()
         return found
@@ -76,7 +74,7 @@ class WebFormat(OnnxFormat):
         app = _web_app.built()
         written = super().write(source, folder, precision)
         made = list(written.files)
-        if source.task.writes():
+        if source.task.generates:
             bundle.write_json(folder / PROMPTS, {"prompts": _prompts(source.tokenizer)})
             made.append(PROMPTS)
         shutil.copytree(app, folder, dirs_exist_ok=True)

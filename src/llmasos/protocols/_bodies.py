@@ -6,17 +6,19 @@ time of everybody. So there is one mistake of each list (``Many``) and one unkno
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from fastapi import Request, Response
-from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, FailFast, ValidationError, model_validator
 
+from ..core.errors import UsageError
 from ..serving.limits import check_texts
+from ..serving.rows import read_json
+from .base import Refused
 
 T = TypeVar("T")
 
@@ -60,8 +62,8 @@ class Body(Fields):
 class Direct(APIRoute):
     """A route whose endpoint takes one body and the request, and returns JSON types.
 
-    FastAPI's own handler allows for all that an endpoint may want besides, and converts what it returns; for answers
-    of a few milliseconds that was a third of the server's own time.
+    FastAPI's own handler allows for all that an endpoint may want besides, and converts what it returns; beside answers
+    of a few milliseconds that counts.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -89,9 +91,6 @@ async def _read(request: Request) -> Any:
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         return content
     try:
-        return json.loads(content)
-    except json.JSONDecodeError as error:
-        wrong = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "", "ctx": {"error": error.msg}}
-        raise RequestValidationError([wrong]) from error
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400, "the request is not JSON in UTF-8, or nested too deeply") from error
+        return read_json(content)
+    except UsageError as error:
+        raise Refused(error.message, None, code="invalid_json", hint=error.hint) from error

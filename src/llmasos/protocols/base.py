@@ -59,12 +59,14 @@ class Refused(UsageError):
 
     Args:
         message: what is wrong.
-        param: the field that is wrong.
+        param: the field that is wrong; None for the whole.
         code: one word for machines.
         hint: what to do.
     """
 
-    def __init__(self, message: str, param: str, *, code: str = "unsupported_parameter", hint: str | None = None):
+    def __init__(
+        self, message: str, param: str | None, *, code: str = "unsupported_parameter", hint: str | None = None
+    ):
         super().__init__(message, hint=hint)
         self.param, self.code = param, code
 

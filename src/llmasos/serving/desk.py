@@ -263,8 +263,7 @@ class Desk:
 def _forget() -> None:
     """Collect garbage, and have later collections pass over all that is left.
 
-    With torch imported there are hundreds of thousands of objects: to go through them all takes an eighth of a second,
-    in which nobody is answered.
+    With torch imported there are hundreds of thousands of objects, and while they are gone through nobody is answered.
     """
     gc.unfreeze()
     gc.collect()
