@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -333,3 +335,24 @@ def test_an_adapter_whose_base_has_moved_lies_on_the_one_that_is_served(
     wanted = LLM.from_pretrained(folder, base=answerers["base"]).predict("a good day", precision="float32")
     assert answer["label"] == wanted.label
     assert isinstance(LLM.from_pretrained(folder).task, TextClassificationTask)
+
+
+@pytest.mark.slow  # a process of its own
+def test_adapters_are_tools_too(answerers: dict[str, Path], tmp_path: Path) -> None:
+    anyio, mcp = pytest.importorskip("anyio"), pytest.importorskip("mcp")
+    damaged = shutil.copytree(answerers["tags"], tmp_path / "tags")
+    other_bit(damaged)
+    words = ["-m", "llmasos", "mcp", f"base={answerers['base']}", "--precision", "float32",
+             "--adapter", f"mood={answerers['mood']}", "--adapter", f"tags={damaged}"]  # fmt: skip
+
+    async def whole() -> Any:
+        server = mcp.StdioServerParameters(command=sys.executable, args=words, env={**os.environ})
+        async with mcp.Client(server) as client:
+            names = [tool.name for tool in (await client.list_tools()).tools]
+            return names, await client.call_tool("classify-mood", {"text": "ab"})
+
+    names, answer = anyio.run(whole)
+    assert sorted(names) == ["classify-mood", "embed-base", "similarity-base"]
+    wanted = LLM.from_pretrained(answerers["mood"]).predict("ab", precision="float32")
+    assert answer.structured_content["label"] == wanted.label
+    assert answer.structured_content["score"] == pytest.approx(wanted.score, abs=1e-5)

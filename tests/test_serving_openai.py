@@ -125,6 +125,16 @@ def test_an_answer_is_that_of_generate_and_its_tokens_are_counted(client: Any, l
     assert found._request_id.startswith("req_")
 
 
+def test_tokens_that_were_read_before_are_told(client: Any) -> None:
+    """Only an earlier question of the same key's counts, and at least a token is always read."""
+    asked = [{"role": "user", "content": "A long story of parcels and of letters. " * 8}]
+    first, again = (chat(client, messages=asked, max_tokens=1).usage for _ in range(2))
+    assert first.prompt_tokens_details.cached_tokens < 32 < again.prompt_tokens_details.cached_tokens
+    assert again.prompt_tokens_details.cached_tokens < again.prompt_tokens == first.prompt_tokens
+    told = client.responses.create(model="chat", input=asked, max_output_tokens=1, temperature=0).usage
+    assert told.input_tokens_details.cached_tokens == again.prompt_tokens_details.cached_tokens
+
+
 def test_a_stream_is_the_same_answer(client: Any) -> None:
     whole = chat(client)
     chunks = list(chat(client, stream=True, stream_options={"include_usage": True}))

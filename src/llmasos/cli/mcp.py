@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from ..core.config import ServeConfig
 from ..core.errors import UsageError
-from .options import check, config_flags, names_of, with_flags
+from .options import Adapters, adapters_of, check, config_flags, names_of, with_flags
 from .output import say
 
 EXAMPLES = """
 llmasos mcp my-model
 llmasos mcp my-model chat=starter-chat
+llmasos mcp base=my-model --adapter formal=my-adapter
 llmasos mcp my-model --http --port 8001
 """
 KEPT = ("port", "memory", "max_waiting", "max_waiting_tokens", "max_streams", "max_cache_tokens", "max_new_tokens",
@@ -24,6 +26,7 @@ KEPT = ("port", "memory", "max_waiting", "max_waiting_tokens", "max_streams", "m
 def run(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="models, or NAME=MODEL for another name")],
     *,
+    adapter: Adapters = None,
     http: Annotated[bool, typer.Option("--http", help="listen on this machine instead of standard input")] = False,
     **options: Any,
 ) -> None:
@@ -40,6 +43,7 @@ def run(
     from ..serving.start import named, offer
 
     opened = {name: LLM.from_pretrained(ref) for name, ref in named(models).items()}
-    say(f"opening {', '.join(opened)}")
-    config = ServeConfig.of(options)
-    offer(opened, config, http=http, started=lambda url: print(url, flush=True), version=__version__)
+    adapters, config = adapters_of(adapter), ServeConfig.of(options)
+    say(f"opening {', '.join([*opened, *adapters])}")
+    started = partial(print, flush=True)
+    offer(opened, config, adapters=adapters, http=http, started=started, version=__version__)

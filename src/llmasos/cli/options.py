@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core import plugins
+from ..core import bundle, plugins
 from ..core.config import Config, FinetuneConfig, WriteConfig, parse_settings, read_recipe
-from ..core.errors import UsageError, did_you_mean
+from ..core.errors import BundleError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from ..tasks.base import Task
@@ -322,3 +322,26 @@ def argument_lines(owner: type) -> dict[str, str]:
         found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", block, flags=re.MULTILINE)
         lines |= {name: " ".join(text.replace("``", "").split()) for name, text in found}
     return lines
+
+
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=DIR", help="an adapter of one of the models, over the same weights in memory"),
+]
+"""``--adapter`` of what serves models."""
+
+
+def adapters_of(words: Sequence[str] | None) -> dict[str, Any]:
+    """Open adapters, NAME=DIR; of one that is damaged return how, since it alone is not served."""
+    from ..llm import LLM
+    from ..serving.start import named
+
+    found: dict[str, Any] = {}
+    for name, ref in named(words or []).items():
+        try:
+            found[name] = LLM.from_pretrained(ref)
+        except BundleError as error:
+            if not bundle.is_adapter(Path(ref)):
+                raise
+            found[name] = error
+    return found

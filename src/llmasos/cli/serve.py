@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core import bundle
 from ..core.config import ServeConfig
 from ..core.environment import behind
-from ..core.errors import BundleError, UsageError
-from .options import check, config_flags, with_flags
+from ..core.errors import UsageError
+from .options import Adapters, adapters_of, check, config_flags, with_flags
 from .output import say
 
 EXAMPLES = """
@@ -31,10 +29,7 @@ def run(
         list[str] | None, typer.Argument(metavar="MODEL...", help="models, or NAME=MODEL for another name")
     ] = None,
     *,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=DIR", help="an adapter of one of the models, over the same weights in memory"),
-    ] = None,
+    adapter: Adapters = None,
     pin: Annotated[list[str] | None, typer.Option(help="open this model at once, and keep it open")] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="a host name by which the server may be asked for")
@@ -65,7 +60,7 @@ def run(
     if cloud is not None:
         say(f"whoever reaches port {config.port} may ask: {cloud} must be the only one")
     opened = {name: LLM.from_pretrained(ref) for name, ref in named(models).items()}
-    adapters = {name: _adapter(ref) for name, ref in named(adapter or []).items()}
+    adapters = adapters_of(adapter)
     say(f"opening {', '.join([*opened, *adapters])}")
     serve(
         opened,
@@ -77,15 +72,3 @@ def run(
         started=lambda url: print(url, flush=True),
         version=__version__,
     )
-
-
-def _adapter(ref: str) -> Any:
-    """Open an adapter; of one that is damaged return how, since it alone is not served."""
-    from ..llm import LLM
-
-    try:
-        return LLM.from_pretrained(ref)
-    except BundleError as error:
-        if not bundle.is_adapter(Path(ref)):
-            raise
-        return error

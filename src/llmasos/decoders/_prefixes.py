@@ -28,6 +28,7 @@ class Prefixes:
         self._most = most // BLOCK
         self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
         self.reused = 0
+        self._found: list[int] = []
 
     @property
     def tokens(self) -> int:
@@ -44,6 +45,12 @@ class Prefixes:
             self._blocks.move_to_end(name)
             found.append(block)
         self.reused += BLOCK * len(found)
+        self._found.append(BLOCK * len(found))
+        return found
+
+    def taken(self) -> list[int]:
+        """Return how many tokens were found of each prompt since this was asked last, in their order."""
+        found, self._found = self._found, []
         return found
 
     def keep(self, salt: str, prompt: Sequence[int], read: Callable[[int], Tensor]) -> None:

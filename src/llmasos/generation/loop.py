@@ -72,6 +72,8 @@ class Request:
     grammar: Grammar | None = None
     salt: str | None = None
     """With whom it may share what was read of a prompt before; None for nobody."""
+    cached: int | None = None
+    """Tokens of the prompt that had been read before; None where nothing is kept."""
     member: int = 0
     """Which model writes, where the decoder is of several."""
     tokens: list[int] = field(default_factory=list)
@@ -275,6 +277,7 @@ def _answer(request: Request) -> Generation:
         prompt_tokens=len(request.prompt),
         logprobs=request.logprobs if request.rules.logprobs else None,
         likeliest=request.likeliest if request.rules.top_logprobs else None,
+        cached_tokens=request.cached,
     )
 
 

@@ -129,7 +129,8 @@ class _Response:
             "status": "incomplete" if cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "usage": {
-                "input_tokens": read, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+                "input_tokens": read,
+                "input_tokens_details": {"cached_tokens": found.cached_tokens or 0, "cache_write_tokens": 0},
                 "output_tokens": written, "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": read + written,
             },

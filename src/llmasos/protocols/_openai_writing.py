@@ -205,11 +205,13 @@ def reason(generation: Generation) -> str:
     return "length" if generation.finish_reason == "length" else "stop"
 
 
-def usage(generations: Iterable[Generation], copies: int = 1) -> dict[str, int]:
+def usage(generations: Iterable[Generation], copies: int = 1) -> dict[str, Any]:
     """Return the tokens read and written; a prompt that was answered several times is read once."""
     found = list(generations)
     read, written = sum(one.prompt_tokens for one in found[::copies]), sum(len(one.tokens) for one in found)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    cached = sum(one.cached_tokens or 0 for one in found[::copies])
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": cached}}  # fmt: skip
 
 
 def token_text(tokenizer: Any, before: int | None, token: int) -> str:

@@ -187,9 +187,17 @@ def _raise(error: BundleError) -> Parts:
 
 
 def offer(
-    models: Mapping[str, Opened], config: ServeConfig, *, http: bool, started: Callable[[str], None], version: str
+    models: Mapping[str, Opened],
+    config: ServeConfig,
+    *,
+    adapters: Mapping[str, Opened | BundleError] | None = None,
+    http: bool,
+    started: Callable[[str], None],
+    version: str,
 ) -> None:
     """Offer models as tools of the Model Context Protocol: over standard input and output, or HTTP on this machine.
+
+    ``adapters``: as ``serve`` has them; each is a model of its own.
 
     Raises:
         MissingExtraError: what it needs is not installed.
@@ -198,7 +206,7 @@ def offer(
         from .tools import Tools, over_http, over_stdio
     except ImportError as error:
         raise MissingExtraError("an MCP server", install="'llmasos[mcp]'") from error
-    tools = Tools(desk_of(models, config), version=version)
+    tools = Tools(desk_of(models, config, adapters=adapters), version=version)
     if http:
         over_http(tools, started=started)
     else:

@@ -80,7 +80,9 @@ class Tools:
         """Open all models, for their tasks say what the tools are; close them in the end."""
         del server
         try:
-            for name in self.desk.shelves:
+            for name, shelf in self.desk.shelves.items():
+                if shelf.refused is not None:  # a damaged adapter: the log says why
+                    continue
                 for offer in offers(await self.desk.model(name), self.desk):
                     called = re.sub(r"[^A-Za-z0-9_-]", "_", f"{offer.verb}-{name}")[:64]
                     if called in self._offers:

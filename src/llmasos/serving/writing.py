@@ -116,10 +116,10 @@ class Writing:
             if self._running is None or self._running.decoder is not decoder:
                 decoder.prefixes = decoder.prefixes or (Prefixes(self._kept) if self._kept else None)
                 self._prefixes, self._running = decoder.prefixes, Running(decoder)
-            before = self._prefixes.reused if self._prefixes else 0
             self._running.join(requests)
-            if self._prefixes:
-                counts.tokens_reused += self._prefixes.reused - before
+            for request, cached in zip(requests, self._prefixes.taken() if self._prefixes else ()):
+                request.cached = cached
+                counts.tokens_reused += cached
         assert self._running is not None
         counts.steps, counts.rows = counts.steps + 1, counts.rows + len(self._works)
         counts.tokens_written += len(self._works)

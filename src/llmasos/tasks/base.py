@@ -116,6 +116,7 @@ class Generation:
         logprobs: of each token, the natural logarithm of its probability under the model itself; None unless
             asked for.
         likeliest: at each place, the likeliest tokens with theirs; None unless asked for.
+        cached_tokens: how many of ``prompt_tokens`` a server had read before; None where none are kept.
     """
 
     text: str
@@ -124,6 +125,7 @@ class Generation:
     prompt_tokens: int
     logprobs: list[float] | None = None
     likeliest: list[list[tuple[int, float]]] | None = None
+    cached_tokens: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the answer as JSON types."""
