@@ -60,6 +60,17 @@ class Decoder(Protocol):
         """Go on with these rows, in this order: some have ended, or beams branch."""
 
 
+def cache_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return how keys and values are kept for a step: in float32 on a processor, whatever the precision of the work.
+
+    There torch multiplies one query with them in bfloat16 at a fifth of that speed (2.13: 1.5 instead of 0.3 ms for 32
+    rows of 128 places and 6 heads).
+    """
+    import torch
+
+    return torch.float32 if device.type == "cpu" else dtype
+
+
 class Alone:
     """A decoder whose prompts begin and end together."""
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from ._linear import Linear
 from ._low_rank import adds
 from ._prefixes import BLOCK, Prefixes
-from .base import Decoder
+from .base import Decoder, cache_dtype
 
 GRAIN = 32
 """Lengths are rounded up to it: products and attention are compiled for their shapes, which must recur."""
@@ -97,6 +97,7 @@ class _LlamaDecoder:
     def __init__(self, model: Any, dtype: torch.dtype, others: Sequence[Any] = ()) -> None:
         config = model.config
         self.dtype, self.device = dtype, model.lm_head.weight.device
+        self.cache_dtype = cache_dtype(self.device, dtype)
         self.embed, self.rotary = model.model.embed_tokens, model.model.rotary_emb
         first = model.model.layers[0].self_attn
         self.width = int(first.head_dim)
@@ -174,7 +175,7 @@ class _LlamaDecoder:
         rows, kept = len(self.lengths), min(self.at, at)
         shape = (rows, 2 * self.keys, places, self.width)
         if not self.cache:
-            self.cache = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
+            self.cache = [torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in self.layers]
         elif (len(self.cache[0]), self.at, self.cache[0].shape[2]) != (rows, at, places):
             for number, cache in enumerate(self.cache):
                 fresh = cache.new_zeros(shape)
@@ -185,7 +186,7 @@ class _LlamaDecoder:
         place = torch.arange(places, device=self.device)[None]
         hidden = (place < (at - self.lengths)[:, None]) | (place >= at)
         mask = torch.zeros(rows, 1, 1, places, device=self.device)
-        self.mask = mask.masked_fill_(hidden[:, None, None], float("-inf")).to(self.dtype)
+        self.mask = mask.masked_fill_(hidden[:, None, None], float("-inf")).to(self.cache_dtype)
 
     def _prompts(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], salts: Sequence[str] | None) -> Tensor:
         """Read prompts into rows, but for what is known of them; return their last states, (prompts, hidden)."""
@@ -236,11 +237,11 @@ class _LlamaDecoder:
         for layer, cache in zip(self.layers, self.cache, strict=True):
             query, both = self._projected(x, layer, cos, sin, self.which)
             cache[:, :, place] = both
-            query = query.view(rows, keys, self.queries // keys, self.width)
+            query = query.view(rows, keys, self.queries // keys, self.width).to(self.cache_dtype)
             context = functional.scaled_dot_product_attention(
                 query, cache[:, :keys, :until], cache[:, keys:, :until], mask, scale=self.scale
             )
-            x = self._rest(x, context.reshape(rows, -1), layer, self.which)
+            x = self._rest(x, context.reshape(rows, -1).to(self.dtype), layer, self.which)
         self.at, self.lengths = place + 1, self.lengths + 1
         return self._logits(x)
 
@@ -321,7 +322,7 @@ class _LlamaDecoder:
         return x.index_select(0, last)
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        share, (new, whole) = self.queries // self.keys, (q.shape[2], k.shape[2])
+        share, (new, whole), q = self.queries // self.keys, (q.shape[2], k.shape[2]), q.to(k.dtype)
         if share > 1:
             k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
         if new == whole:

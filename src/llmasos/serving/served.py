@@ -348,11 +348,14 @@ def _on_processor(parts: Parts) -> bool:
 
 def _token_bytes(generator: Generator) -> int:
     """Return what the keys and values of a token take; 0 where the configuration does not say how many there are."""
+    from ..decoders.base import cache_dtype
+
     own = generator.model.config.get_text_config(decoder=True)
     heads = int(getattr(own, "num_attention_heads", 0) or 0)
     width = int(getattr(own, "head_dim", 0) or getattr(own, "hidden_size", 0) // max(1, heads))
     heads = int(getattr(own, "num_key_value_heads", None) or heads)
-    return 2 * int(getattr(own, "num_hidden_layers", 0) or 0) * heads * width * int(generator.dtype.itemsize)
+    size = cache_dtype(generator.model.device, generator.dtype).itemsize
+    return 2 * int(getattr(own, "num_hidden_layers", 0) or 0) * heads * width * size
 
 
 def _lane(parts: Parts, config: ServeConfig) -> Lane:
