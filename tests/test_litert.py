@@ -271,13 +271,13 @@ def test_eight_bits_are_smaller_and_what_is_kept_is_not(tuned, tmp_path):
     llm, _ = tuned
     source = Source(llm.model, llm.task, llm.tokenizer, max_length=16)
     sizes = []
-    for number, kept in enumerate([(), ("bert.encoder.layer.1",), ("bert.encoder.layer.1", "classifier")]):
+    for number, kept in enumerate([(), ("bert.encoder.layer.1",), ("bert.encoder.layer.1", "bert.encoder.layer.0")]):
         (tmp_path / str(number)).mkdir()
         FORMAT.write(replace(source, kept=kept), tmp_path / str(number), "int8")
         sizes.append((tmp_path / str(number) / "model.tflite").stat().st_size)
     layer = sum(p.numel() for p in llm.model.bert.encoder.layer[1].parameters() if p.ndim > 1)
-    assert sizes[1] - sizes[0] > 2.5 * layer
-    assert sizes[2] - sizes[1] > 2 * llm.model.classifier.weight.numel()
+    assert sizes[1] - sizes[0] > 2.5 * layer  # three bytes more for each weight; a head of 64 stays as it is anyway
+    assert sizes[2] - sizes[1] > 2.5 * layer
 
 
 @converts
