@@ -110,7 +110,9 @@ def _of_artifact(
 
 
 def _told(parts: Parts, found: Chosen) -> Parts:
-    return replace(parts, about={**parts.about, "engine": found.engine, "engine_why": str(found)})
+    about = {**parts.about, "engine": found.engine, "engine_why": str(found)}
+    origin = parts.origin and parts.origin._replace(engine=found.engine)
+    return replace(parts, about=about, origin=origin)
 
 
 def _computed(
@@ -246,7 +248,9 @@ def _batched(model: Opened, engine: str, artifact: Mapping[str, Any], options: M
     )
     try:
         golden.check_together(kept, batcher, task, model.tokenizer)
-        return model._computing(options, of_artifact(folder, batcher, model.tokenizer, limit))
+        parts = model._computing(options, of_artifact(folder, batcher, model.tokenizer, limit))
+        assert parts.origin is not None
+        return replace(parts, origin=parts.origin._replace(precision=artifact["precision"]))
     except BaseException:
         batcher.close()
         raise

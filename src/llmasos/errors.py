@@ -1,29 +1,41 @@
 """The public home of the error tree (defined and drawn in ``core/errors.py``)."""
 
 from .core.errors import (
+    AnswerError,
+    BrokenOffError,
     BundleError,
+    BusyError,
     DataError,
     HardwareError,
     LLMasOSError,
     MissingExtraError,
     NotFittedError,
+    OverdueError,
     ParityError,
     RemoteError,
+    TooLongError,
     TrainingError,
     TruncatedWarning,
+    UnavailableError,
     UsageError,
 )
 
 __all__ = [
+    "AnswerError",
+    "BrokenOffError",
     "BundleError",
+    "BusyError",
     "DataError",
     "HardwareError",
     "LLMasOSError",
     "MissingExtraError",
     "NotFittedError",
+    "OverdueError",
     "ParityError",
     "RemoteError",
+    "TooLongError",
     "TrainingError",
     "TruncatedWarning",
+    "UnavailableError",
     "UsageError",
 ]

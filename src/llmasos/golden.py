@@ -130,7 +130,7 @@ def _computed(model: Any, task: Task, tokenizer: Any, length: int) -> Golden:
             device = next(model.parameters()).device
             out = token_scores(out, batch.target_tensor(device)[supervised(batch, device)], task.likeliest)
         outputs.append(out.float().cpu().numpy())  # type: ignore[union-attr]
-    return Golden(rows, length, [_tokens(batch) for batch in _alone(encoded)], outputs)
+    return Golden(rows, length, tokens_of(encoded), outputs)
 
 
 def _written(model: Any, task: Task, tokenizer: Any, length: int) -> Golden:
@@ -197,7 +197,7 @@ def compare(golden: Golden, engine: Engine | Author, task: Task, tokenizer: Any)
     written = None
     if golden.answers is None:
         encoded = _encoded(task, tokenizer, golden.rows, golden.max_length)
-        ids, numbers = [_tokens(batch) for batch in _alone(encoded)], encoded.rows.tolist()
+        ids, numbers = tokens_of(encoded), encoded.rows.tolist()
     else:
         ids = [[_prompt(task, row, tokenizer, golden.max_length)] for row in golden.rows]
         numbers = list(range(len(ids)))
@@ -223,6 +223,17 @@ def compare(golden: Golden, engine: Engine | Author, task: Task, tokenizer: Any)
         if not apart <= worst.largest:  # also where it is not a number
             worst = Difference(apart, apart / max(golden.largest, 1e-30), number, written)
     return worst
+
+
+def examples_of(golden: Golden, task: Task, tokenizer: Any) -> list[list[int]]:
+    """Return, for each row, the places of its examples; a long row may have several, or none."""
+    numbers = _encoded(task, tokenizer, golden.rows, golden.max_length).rows.tolist()
+    return [[at for at, number in enumerate(numbers) if number == row] for row in range(len(golden.rows))]
+
+
+def tokens_of(encoded: Encoded) -> list[list[list[int]]]:
+    """Return the tokens of each example, as ``Golden.ids`` has them."""
+    return [_tokens(batch) for batch in _alone(encoded)]
 
 
 def run_together(golden: Golden, engine: Engine, task: Task, tokenizer: Any) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .generation.generator import Generator
     from .metrics.base import Report
     from .prediction import Cut
+    from .serving.expected import Origin
     from .serving.served import Parts
     from .sources.base import Located
 
@@ -250,11 +251,21 @@ class Opened:
             config = PredictConfig(**options)
             embeds = TextEmbedding() if self.task is None or self.task.output == "embedding" else None
             model = self if self.task is not None else self._as_encoder(normalize=True)
-            return Parts(self.tokenizer, self._max_length(config), self.task, model._engine(config), embeds=embeds,
-                         about=about)  # fmt: skip
+            engine = model._engine(config)
+            return Parts(self.tokenizer, self._max_length(config), self.task, engine, embeds=embeds, about=about,
+                         origin=self._as_origin(engine))  # fmt: skip
         settled = self._write_config({}) if answers else None
         generator = generator or self._generator(GenerateConfig(**options))
-        return Parts(self.tokenizer, generator.limit, answers, generator=generator, settled=settled, about=about)
+        return Parts(self.tokenizer, generator.limit, answers, generator=generator, settled=settled, about=about,
+                     origin=self._as_origin(generator))  # fmt: skip
+
+    def _as_origin(self, computing: Any) -> Origin:
+        """Return what parts are opened from, with the number format of what computes."""
+        from .serving.expected import Origin
+
+        artifact = bundle.artifact_of(self._manifest)
+        precision = artifact["precision"] if artifact else str(computing.dtype).removeprefix("torch.")
+        return Origin(self.located.path, self.task, precision)
 
     def _compared(self, parts: Parts) -> Parts:
         """Compare the weights, and the answers to golden rows, with what was saved; ``about`` says why it could not.
@@ -270,11 +281,11 @@ class Opened:
             return parts
         kept = golden.read(self.located.path)
         if kept is not None and self.task is not None and bundle.artifact_of(self._manifest) is None:
-            computing: Any = parts.generator or parts.engine
             if self.task.generates if kept.answers is None else not self.task.writes():
                 raise BundleError(f"the golden rows in {self.located.path} are of another task",
                                   hint="copy or save it again")  # fmt: skip
-            precision = str(computing.dtype).removeprefix("torch.")
+            assert parts.origin is not None
+            precision = parts.origin.precision
             if kept.answers is not None and parts.generator:
                 asked: Any = parts.generator.author([ids[0] for ids in kept.ids])
             else:

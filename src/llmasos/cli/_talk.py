@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..core.atomic import write_json
 from ..core.config import GenerateConfig
-from ..core.errors import RemoteError, UsageError, did_you_mean
+from ..core.errors import UsageError, did_you_mean
 from .output import say
 
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed")
@@ -54,72 +54,22 @@ class Served:
     """
 
     def __init__(self, url: str, key: str | None, model: str | None) -> None:
-        import httpx2
+        from ..client import Client
 
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        base = url.rstrip("/").removesuffix("/v1")
-        try:
-            self._client = httpx2.Client(base_url=f"{base}/v1/", headers=headers, timeout=httpx2.Timeout(10, read=600))
-        except (httpx2.InvalidURL, ValueError) as error:
-            raise UsageError(f"{url} is no address of a server", hint="for example http://127.0.0.1:8000") from error
-        self._url = url
-        known = [str(one.get("id")) for one in self._listed()]
+        self._client = Client(url, key=key, timeout=600, retries=0)
+        known = [one.id for one in self._client.models()]
         if not known or (model or known[0]) not in known:
             hint = f"{did_you_mean(model or '', known)}known: {', '.join(known) or 'none'}"
             raise UsageError(f"{url} has no model {model or ''}".rstrip(), hint=hint)
         self._model = model or known[0]
-        self.name = f"{self._model} at {base}"
-
-    def _listed(self) -> list[dict[str, Any]]:
-        content = "".join(self._lines("GET", "models"))
-        try:
-            return list(json.loads(content)["data"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RemoteError(f"{self._url} lists no models", hint="is it a server of models?") from error
+        self.name = f"{self._model} at {self._client.url}"
 
     def answer(self, messages: list[dict[str, str]], settings: dict[str, Any]) -> Generator[str]:
         """Yield an answer, written as the server does where nothing is set."""
         names = {"max_new_tokens": "max_completion_tokens"}
         told = {names.get(name, name): value for name, value in settings.items()}
-        body = {"model": self._model, "messages": messages, "stream": True, **told}
-        for line in self._lines("POST", "chat/completions", body):
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            content = json.loads(line.removeprefix("data: "))
-            if "error" in content:
-                raise RemoteError(f"{self._url}: {content['error'].get('message')}")
-            for choice in content["choices"]:
-                if text := choice["delta"].get("content"):
-                    yield text
-
-    def _lines(self, method: str, path: str, body: Any = None) -> Iterator[str]:
-        """Yield the lines of what the server says.
-
-        Raises:
-            UsageError: it refuses the request.
-            RemoteError: it cannot be reached, or fails.
-        """
-        import httpx2
-
-        try:
-            with self._client.stream(method, path, json=body) as answer:
-                if answer.status_code != 200:
-                    answer.read()
-                    raise self._refusal(answer)
-                yield from answer.iter_lines()
-        except httpx2.TransportError as error:
-            text = str(error) or type(error).__name__
-            raise RemoteError(f"{self._url} cannot be reached: {text}", hint="is it running?") from error
-
-    def _refusal(self, answer: Any) -> Exception:
-        try:
-            text = str(answer.json()["error"]["message"])
-        except (ValueError, KeyError, TypeError):
-            text = answer.reason_phrase
-        if answer.status_code in (401, 403):
-            return UsageError(f"{self._url}: {text}", hint="--key, or LLMASOS_API_KEY")
-        kind = UsageError if answer.status_code == 400 else RemoteError
-        return kind(f"{self._url} answered {answer.status_code}: {text}")
+        with self._client.stream(messages, model=self._model, extra=told) as pieces:
+            yield from pieces
 
 
 class Talk:

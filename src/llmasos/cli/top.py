@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ..core.environment import api_key
-from ..core.errors import MissingExtraError, RemoteError, UsageError
+from ..core.errors import MissingExtraError, RemoteError
 from .output import AsJson, show_json, size
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def run(
     A server with keys wants one here too, in LLMASOS_API_KEY. Speeds are those of the time between two looks; Ctrl-C
     ends it.
     """
-    looks = _looks(url.rstrip("/"), interval)
+    looks = _looks(url, interval)
     before = next(looks)
     if as_json:
         show_json(summary(before, next(looks)))
@@ -81,23 +80,12 @@ def run(
 
 def _looks(url: str, interval: float) -> Iterator[Reading]:
     """Yield what a server says, again and again."""
-    import httpx2
+    from ..client import Client
 
-    key = api_key()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        with httpx2.Client(headers=headers, timeout=10) as http:
-            while True:
-                response = http.get(f"{url}/metrics")
-                if response.status_code in (401, 403):
-                    raise UsageError(f"{url} refuses: {response.json()['error']['message']}",
-                                     hint="export LLMASOS_API_KEY=lm-...")  # fmt: skip
-                if response.status_code != 200:
-                    raise RemoteError(f"{url}/metrics answers {response.status_code}", hint="is it llmasos serve?")
-                yield read(response.text)
-                time.sleep(interval)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise RemoteError(f"{url} cannot be reached: {error}", hint="llmasos top --url http://HOST:PORT") from error
+    with Client(url, timeout=10, retries=0) as client:
+        while True:
+            yield read(client.metrics())
+            time.sleep(interval)
 
 
 def read(text: str) -> Reading:

@@ -10,7 +10,9 @@
     ├── BundleError     ValueError       a model folder that is damaged, unsafe or not a model
     ├── ParityError     ArithmeticError  two ways to compute the same thing disagree: how much, where
     ├── TrainingError   RuntimeError     a run that cannot go on (loss not finite, nothing to learn)
+    ├── AnswerError     ValueError       what a model wrote cannot be used: its words
     ├── RemoteError     ConnectionError  a hub, cloud or server that cannot be reached or refused
+    │   └── BrokenOffError               an answer broke off while it came: what there was of it
     ├── BusyError       RuntimeError     the server has as much to do as it may: when to come again
     │   └── UnavailableError             it cannot do this now: it closes, loads, or lacks memory
     └── OverdueError    TimeoutError     the time that a request was given is over
@@ -30,9 +32,17 @@ from typing import Any
 
 
 class LLMasOSError(Exception):
-    """Base of all errors here: one line of what is wrong and one of what to do."""
+    """Base of all errors here: one line of what is wrong and one of what to do.
+
+    One that a server told of has what the server said besides: its HTTP ``status``, a ``code`` for machines, the field
+    of the request (``param``), and the ``request_id`` by which its log knows the request; each None where not known.
+    """
 
     exit_code = 1
+    status: int | None = None
+    code: str | None = None
+    param: str | None = None
+    request_id: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -132,8 +142,37 @@ class TrainingError(LLMasOSError, RuntimeError):
     kept: tuple[Any, ...] = ()
 
 
+class AnswerError(LLMasOSError, ValueError):
+    """What a model wrote cannot be used.
+
+    Args:
+        text: what it wrote last.
+        messages: all that was said up to there.
+        calls: of tools that were made.
+    """
+
+    def __init__(
+        self, message: str, *, text: str, messages: Iterable[dict[str, Any]] = (), calls: Iterable[Any] = (),
+        hint: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message, hint=hint)
+        self.text, self.messages, self.calls = text, list(messages), list(calls)
+
+
 class RemoteError(LLMasOSError, ConnectionError):
     """A hub, cloud or server that cannot be reached, or that refused."""
+
+
+class BrokenOffError(RemoteError):
+    """An answer broke off while it came.
+
+    Args:
+        text: what had come of it.
+    """
+
+    def __init__(self, message: str, *, text: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.text = text
 
 
 class BusyError(LLMasOSError, RuntimeError):

@@ -64,6 +64,8 @@ class Refused(UsageError):
         hint: what to do.
     """
 
+    code: str
+
     def __init__(
         self, message: str, param: str | None, *, code: str = "unsupported_parameter", hint: str | None = None
     ):

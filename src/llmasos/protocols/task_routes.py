@@ -1,6 +1,7 @@
 """The task routes: one text or many, and answers as ``model.predict`` gives them.
 
 ``inputs`` is a text, a row with the task's fields, or a list of either; a single input gives a single answer.
+``/v1/golden`` gives requests with the answers that a model must give, by which clients compare.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from pydantic import Field
 
 from ..core.errors import UsageError
-from ..serving.rows import plain, row_of
+from ..serving.rows import options_of, plain, row_of
 from ._bodies import Body, Direct, Many
 from .base import Protocol
 
 if TYPE_CHECKING:
     from ..serving.desk import Desk
+    from ..serving.expected import Case
 
 Row = str | dict[str, Any]
 KINDS: Mapping[str, tuple[tuple[str, ...], str, Any]] = {
@@ -38,6 +41,7 @@ class Asking(Body):
     inputs: Row | Many[Row] = Field(description="a text, a row with the task's fields, or a list of either")
     model: str | None = Field(None, description="the model's name; the server's first if not given")
     truncate: bool = Field(False, description="cut inputs that are longer than the model takes, instead of refusing")
+    max_new_tokens: int | None = Field(None, description="the longest answer, in tokens, of a model that writes it")
 
 
 class Similar(Body):
@@ -63,7 +67,7 @@ class TaskRoutes(Protocol):
     """``/v1/classify``, ``/v1/tag``, ``/v1/answer``, ``/v1/translate``, ``/v1/summarize``, and what compares texts."""
 
     name = "task-routes"
-    prefixes: ClassVar[tuple[str, ...]] = tuple(f"/v1/{kind}" for kind in (*KINDS, "similarity", "rerank"))
+    prefixes: ClassVar[tuple[str, ...]] = tuple(f"/v1/{kind}" for kind in (*KINDS, "similarity", "rerank", "golden"))
 
     def routes(self, desk: Desk) -> APIRouter:
         """Return the routes."""
@@ -96,7 +100,31 @@ class TaskRoutes(Protocol):
                 found = [one | {"document": asking.documents[one["index"]]} for one in found]
             return {"model": served.name, "results": found, "usage": {"prompt_tokens": tokens}}
 
+        async def golden(model: str | None = None) -> dict[str, Any]:
+            served = await desk.model(model)
+            found = await served.cases()
+            return {
+                "model": served.name,
+                "version": found.origin.version,
+                "task": found.task.tag,
+                "tolerance": found.tolerance,
+                "rows": [_golden(served.name, found.task.tag, case) for case in found.cases],
+            }
+
+        router.add_api_route(
+            "/v1/golden", golden, methods=["GET"], operation_id="golden", route_class_override=APIRoute,
+            summary="Give requests with the answers that a model must give",
+        )  # fmt: skip
+
         return router
+
+
+def _golden(model: str, tag: str, case: Case) -> dict[str, Any]:
+    """Return a golden row as a request, and what of its answer must be so."""
+    if case.writes:
+        return {"path": "/v1/completions", "body": {"model": model, **case.body}, "expected": case.expected}
+    kind = next((kind for kind, (tags, *_) in KINDS.items() if tag in tags), "predict")
+    return {"path": f"/v1/{kind}", "body": {"model": model, **case.body}, "expected": {"result": case.expected}}
 
 
 def _answering(desk: Desk, kind: str, tags: tuple[str, ...]) -> Any:
@@ -110,12 +138,14 @@ def _answering(desk: Desk, kind: str, tags: tuple[str, ...]) -> Any:
         single = not isinstance(asking.inputs, list)
         inputs: list[Row] = [asking.inputs] if not isinstance(asking.inputs, list) else asking.inputs
         rows = [row_of(served, one, number) for number, one in enumerate(inputs, 1)]
+        options = options_of(served, desk, asking.model_dump(include={"max_new_tokens"}, exclude_none=True))
         asked = desk.asked(request, truncate=asking.truncate)
-        found = [plain(one) for one in await desk.while_there(request, served.predict(rows, asked))] if rows else []
+        found = await desk.while_there(request, served.predict(rows, asked, **options)) if rows else []
+        answers = [plain(one) for one in found]
         return {
             "model": served.name,
             "task": task.tag,
-            "result" if single else "results": found[0] if single else found,
+            "result" if single else "results": answers[0] if single else answers,
         }
 
     return answer

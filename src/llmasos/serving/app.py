@@ -43,6 +43,7 @@ from ..core.errors import (
 from ..protocols.base import Failure, Protocol, Refused
 from .connections import Patient
 from .desk import PATIENCE, Desk, GoneError, UnknownModelError
+from .expected import NoGoldenError
 from .guard import Entry, Guard
 from .meter import LimitError
 from .metrics import Metrics
@@ -159,6 +160,7 @@ def _failure_of(error: BaseException) -> Failure:
         return Failure(429, code, text, retry_after=error.retry_after)
     for kind, status, code in (
         (OverdueError, 504, "timeout"), (UnknownModelError, 404, "model_not_found"),
+        (NoGoldenError, 404, "no_golden_rows"),
         (TooLongError, 400, "context_length_exceeded"), (UsageError, 400, "invalid_value"),
         (DataError, 400, "invalid_value"),
     ):  # fmt: skip

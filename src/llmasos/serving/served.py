@@ -23,6 +23,7 @@ from ..core.errors import BundleError, DataError, UnavailableError, UsageError
 from ..engines.base import Engine
 from ..tasks.base import Generation, Row, Task
 from .answering import Answering, Rows, decoded, encoded
+from .expected import Cases, Origin, cases_of
 from .facts import OWN
 from .grammar import Trying
 from .guard import Entry
@@ -55,6 +56,7 @@ class Parts:
         adapters: adapters over it, by the names that clients call them.
         own_bytes: of an adapter, what it takes besides its base.
         refused: adapters over it that cannot be served, and why.
+        origin: what it was opened from.
     """
 
     tokenizer: Any
@@ -68,6 +70,7 @@ class Parts:
     adapters: Mapping[str, Parts] = field(default_factory=dict)
     own_bytes: int = 0
     refused: Mapping[str, BundleError] = field(default_factory=dict)
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Served:
     ) -> None:  # fmt: skip
         self.name, self.parts, self._config, self._pool, self._trying = name, parts, config, pool, trying
         self.created = int(time.time())
+        self._cases: Cases | None = None
         shares = base is not None and (base.parts.generator is None) == (parts.generator is None)
         self._lane = None if shares else _lane(parts, config)
         self._token_bytes = 0 if parts.generator is None else _token_bytes(parts.generator)
@@ -203,6 +207,16 @@ class Served:
             if task is not None and task.cancelling():  # nobody waits
                 raise
             raise stopping from None
+
+    async def cases(self) -> Cases:
+        """Return golden rows as requests, with what must be answered.
+
+        Raises:
+            NoGoldenError: there are none.
+        """
+        if self._cases is None:
+            self._cases = await self._in_pool(cases_of, self, self._config.max_new_tokens)
+        return self._cases
 
     # -- texts --------------------------------------------------------------------------------------
 
