@@ -16,6 +16,8 @@ export type Prompt = string | readonly Message[];
 export interface GenerateOptions {
   /** Longest answer in tokens; up to 256, as far as the model's limit leaves room, if not given. */
   max_new_tokens?: number;
+  /** The same, as `Client` and OpenAI's clients call it. */
+  max_tokens?: number;
   /** 0 (if not given) takes the likeliest token; above, tokens are drawn, more and more freely. */
   temperature?: number;
   /** Draw from the likeliest tokens that hold this share of probability. */
@@ -189,6 +191,7 @@ function breath(): Promise<void> {
 
 const RANGES: Record<string, [least: number, most: number, isWhole: boolean]> = {
   max_new_tokens: [1, Infinity, true],
+  max_tokens: [1, Infinity, true],
   temperature: [0, Infinity, false],
   top_p: [1e-6, 1, false],
   top_k: [0, Infinity, true],
@@ -214,7 +217,9 @@ function checked({ stop = [], signal, ...numbers }: GenerateOptions): Checked {
     const range = most === Infinity ? `at least ${least}` : `${least} to ${most}`;
     throw new UsageError(`${name}=${value}`, `${isWhole ? "a whole number, " : ""}${range}`);
   }
-  const { max_new_tokens: most, temperature = 0, top_p = 1, top_k = 0, min_p = 0, repetition_penalty = 1, seed = 0 } = numbers;
+  const { max_tokens, max_new_tokens: most = max_tokens, temperature = 0, top_p = 1, top_k = 0, min_p = 0, repetition_penalty = 1, seed = 0 } = numbers;
+  if (most !== (max_tokens ?? most))
+    throw new UsageError(`max_new_tokens=${most} and max_tokens=${max_tokens} are the same option`, "give one of them");
   const idle = Object.entries({ top_p: top_p !== 1, top_k: top_k !== 0, min_p: min_p !== 0 }).find(([, is]) => is);
   if (idle && temperature === 0)
     throw new UsageError(`${idle[0]} does nothing at temperature 0`, "temperature: 0.7, or leave it out");

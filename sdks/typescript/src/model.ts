@@ -4,13 +4,14 @@ import { Author, type GenerateOptions, type Generation, type Prompt } from "./au
 import { BundleError, DeviceError, ParityError, UsageError } from "./errors.js";
 import { Folder, type Manifest, type Progress } from "./folder.js";
 import { compared, encoded, rewritten, type Difference, type Golden } from "./golden.js";
+import type { Model } from "./interface.js";
 import { hasWebGpu, openOnnx, usableThreads, type Device, type Engine, type Graph, type Opener } from "./runtime.js";
 import { QuestionAnswering, type Answer, type Question } from "./tasks/answering.js";
 import type { Matrix, Task } from "./tasks/base.js";
 import { TextClassification, type Classification, type TextRow } from "./tasks/classification.js";
 import { SentenceSimilarity, TextEmbedding, type PairRow } from "./tasks/similarity.js";
 import { TokenClassification, type Tagged, type WordsRow } from "./tasks/tagging.js";
-import { ChatTemplate } from "./template.js";
+import { ChatTemplate, type Message } from "./template.js";
 import { TextTokenizer } from "./tokenizer.js";
 
 export interface LoadOptions {
@@ -38,7 +39,7 @@ export interface Verified extends Difference {
 }
 
 /** An exported model, loaded, and found to be what it was where it was exported. */
-export class LocalModel {
+export class LocalModel implements Model {
   private constructor(
     /** What `llmasos.json` says. */
     readonly manifest: Manifest,
@@ -182,6 +183,11 @@ export class LocalModel {
     let next = await pieces.next();
     while (!next.done) next = await pieces.next();
     return next.value;
+  }
+
+  /** As `Client.chat`: answer a conversation, or one question. */
+  chat(messages: string | readonly Message[], options: GenerateOptions = {}): Promise<Generation> {
+    return this.generate(typeof messages === "string" ? [{ role: "user", content: messages }] : messages, options);
   }
 
   /** As `generate`; yield pieces of the text as they become certain, and return the whole. */

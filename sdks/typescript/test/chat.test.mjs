@@ -50,6 +50,16 @@ test("answers and continuations are those of Python, token for token, likeliest 
   });
 });
 
+test("a conversation is answered under the names of the client of a server too", { skip }, async () => {
+  await withModel("float32", async (model) => {
+    const [whole, cut] = [await model.generate(HI), await model.generate(HI, { max_new_tokens: 3 })];
+    assert.deepEqual(await model.chat(HI), whole);
+    assert.deepEqual(await model.chat(HI[0].content, { max_tokens: 3 }), cut);
+    await assert.rejects(model.chat(HI, { max_tokens: 3, max_new_tokens: 4 }), /are the same option/);
+    await assert.rejects(model.chat(HI, { max_tokens: 0 }), /max_tokens=0/);
+  });
+});
+
 test("int8 writes an answer, and float16 the same tokens", { skip }, async () => {
   const [{ prompt, options, answer }] = json("answers.json");
   await withModel("float16", async (model) => assert.deepEqual(await model.generate(prompt, options), answer));
