@@ -7,7 +7,7 @@ CLIENTS := tests/clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: quickstart test test-slow test-gpu test-web test-mobile test-clients check format bench bench-gpu setup clean
+.PHONY: quickstart test test-slow test-gpu test-web test-apps test-mobile test-clients check format bench bench-gpu setup clean
 
 quickstart: $(VENV)/.ready
 	$(BIN)/llmasos quickstart
@@ -27,7 +27,11 @@ test-gpu: $(VENV)/.ready-dev
 
 # Exports to the web, in Node.js and in Chromium; what is not here is skipped, saying so.
 test-web: $(VENV)/.ready-dev $(SDK)/node_modules/.ready
-	$(BIN)/python -m pytest tests/test_web.py tests/test_web_parts.py tests/test_web_writing.py -rs
+	$(BIN)/python -m pytest tests/test_web.py tests/test_web_parts.py tests/test_web_writing.py tests/test_web_client.py -rs
+
+# The example apps in Chromium, and the projects that begin as them; what is not here is skipped, saying so.
+test-apps: $(VENV)/.ready-dev $(SDK)/node_modules/.ready
+	$(BIN)/python -m pytest tests/test_apps_web.py -rs
 
 # Apps for phones, as far as they compile without a phone: Kotlin on a JVM, TypeScript; what is not here is skipped, saying so.
 test-mobile: $(VENV)/.ready-dev build/kotlin/.ready build/react-native/.ready

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the sources of the TypeScript SDK lie beside the package, and travel in it."""
+"""What pyproject.toml cannot say: the TypeScript SDK and the example apps lie beside the package, and travel in it."""
 
 import shutil
 from pathlib import Path
@@ -6,20 +6,24 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SDK = Path(__file__).parent / "sdks" / "typescript"
+HERE = Path(__file__).parent
+BESIDE = {"typescript": HERE / "sdks" / "typescript", "scaffolds": HERE / "examples" / "apps"}
+"""What ``llmasos export --target web`` builds its page from, and ``llmasos new app`` projects; by their names there."""
+LEFT = ("node_modules", "dist", "test", ".gitignore", "wire.py", "__pycache__", ".*_cache")
 
 
-class WithSDK(build_py):
-    """Copy ``sdks/typescript`` into the package, from which ``llmasos export --target web`` builds its page."""
+class WithTheRest(build_py):
+    """Copy them into the package."""
 
     def run(self) -> None:
-        """Copy what is Python's, then the SDK."""
+        """Copy what is Python's, then the rest."""
         super().run()
         if self.editable_mode:  # read where they are
             return
-        target = Path(self.build_lib) / "llmasos" / "typescript"
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(SDK, target, ignore=shutil.ignore_patterns("node_modules", "dist", "test", ".gitignore"))
+        for name, source in BESIDE.items():
+            target = Path(self.build_lib) / "llmasos" / name
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(*LEFT))
 
 
-setup(cmdclass={"build_py": WithSDK})
+setup(cmdclass={"build_py": WithTheRest})

@@ -10,8 +10,8 @@ from .harness import ROOT, say
 
 NAMES = (
     "start", "finetune", "predict", "tokens", "answers", "similarity", "translation", "chat", "packed", "frozen",
-    "pretrain", "generate", "processes", "checkpoints", "ways", "exports", "writers", "edge", "web", "engines",
-    "serve", "overload", "plan", "size",
+    "pretrain", "generate", "processes", "checkpoints", "ways", "exports", "writers", "edge", "web", "bundle",
+    "engines", "serve", "client", "overload", "retrieval", "newcomer", "plan", "size",
 )  # fmt: skip
 
 

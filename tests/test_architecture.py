@@ -20,6 +20,8 @@ LAYERS = (
     ("__init__", "__main__"),
     ("cli", "progress"),
     ("llm",),
+    ("apps",),
+    ("client",),
     ("conversion", "edge", "export", "opening", "training", "verification"),
     ("protocols", "serving"),
     ("certificate", "cluster", "evaluation", "golden", "prediction", "retrieval", "saving"),
@@ -38,12 +40,13 @@ LAYERS = (
     ),
     ("tasks",),
     ("metrics",),
-    ("reporters", "runs", "sources", "data"),
+    ("loaders", "reporters", "runs", "sources", "stores", "data"),
     ("core", "errors"),
 )
 PLACE = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 PLUGIN_KINDS = (
-    "architectures", "backends", "decoders", "engines", "exporters", "protocols", "reporters", "sources", "tasks",
+    "architectures", "backends", "decoders", "engines", "exporters", "loaders", "protocols", "reporters", "sources",
+    "stores", "tasks",
 )  # fmt: skip
 
 # Each needs a reason. finetune(progress=True) draws the run with the terminal's own renderer.

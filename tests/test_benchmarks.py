@@ -5,7 +5,21 @@ import subprocess
 import sys
 
 import pytest
-from benchmarks import child, command, data, engines, exports, flops, harness, pretrain, processes, serve, size, tables
+from benchmarks import (
+    child,
+    command,
+    data,
+    engines,
+    exports,
+    flops,
+    harness,
+    newcomer,
+    pretrain,
+    processes,
+    serve,
+    size,
+    tables,
+)
 from benchmarks.harness import Candidate
 from benchmarks.records import Column, Result, Run, goal, middle, ratio
 
@@ -24,6 +38,30 @@ def result_of(runs: list[Run], **more) -> Result:
     machine = dict.fromkeys(("processor", "cores", "memory_gb", "system", "python"), "some")
     about |= {"machine": {**machine, "instructions": ["avx2"]}, "seeds": [0, 1, 2], "date": "2026-11-24"}
     return Result("toy", "A toy", [Column("seconds", "s", 1)], names, runs, about=about, **more)
+
+
+SOURCE = '''"""Doc."""
+
+import a
+from b import (
+    c,
+)
+
+
+# comment
+def f():
+    """Doc
+    doc."""
+    return [
+        a,  # here
+
+        c,
+    ]
+'''
+
+
+def test_lines_of_code_are_counted_without_words_about_it_and_imports_apart():
+    assert newcomer.lines_of(SOURCE) == (5, 4)
 
 
 def echo(name: str, content: str) -> Candidate:

@@ -15,6 +15,7 @@ import pytest
 
 from hub_server import Hub
 from llmasos.cli import VERBS, command_of
+from servers import with_tools
 from tiny import save_tiny, save_tiny_bert
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +43,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory):
     chinese = save_tiny_bert(tmp_path_factory.mktemp("hub") / "chinese", max_length=128, letters=letters)
     decoder = save_tiny(tmp_path_factory.mktemp("hub") / "decoder", "AutoModelForCausalLM", max_length=512)
     translator = save_tiny(tmp_path_factory.mktemp("hub") / "translator", "AutoModelForSeq2SeqLM", max_length=128)
-    models = {"bert-base-uncased": model, "bert-base-chinese": chinese, "HuggingFaceTB/SmolLM2-135M-Instruct": decoder,
+    caller = with_tools(tmp_path_factory.mktemp("hub") / "caller")
+    models = {"Qwen/Qwen2.5-0.5B-Instruct": caller, "bert-base-uncased": model, "bert-base-chinese": chinese,
+              "HuggingFaceTB/SmolLM2-135M-Instruct": decoder,
               "Helsinki-NLP/opus-mt-en-de": translator, "facebook/bart-base": translator}  # fmt: skip
     with Hub(repos=models) as server:
         yield server
@@ -78,6 +81,8 @@ def reader(hub, tmp_path, monkeypatch) -> dict[str, object]:
     for name, row in ROWS.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(24)))
     Path("book.txt").write_text("".join(f"Line {i} of the book.\n" for i in range(400)))
+    Path("page").mkdir()
+    Path("page", "index.html").write_text("<!doctype html><title>My app</title>")
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     return vars(module) | {"train_data": rows, "test_data": [text for text, _ in rows]}

@@ -37,6 +37,7 @@ VERBS = {
     "export": "Write a model in another format, and prove that it is the same model.",
     "verify": "Check that a model or an export is what it was where it was made.",
     "serve": "Put models behind HTTP: OpenAI's routes, a route for each task, and more.",
+    "new": "Begin a project: an app of your own, from one of the examples.",
     "keys": "Make, list and revoke the keys of the server.",
     "top": "Watch a server: its models, queues and speed.",
     "mcp": "Offer models as tools to assistants that speak the Model Context Protocol.",

@@ -67,6 +67,16 @@ def api_key() -> str | None:
     return os.environ.get("LLMASOS_API_KEY", "").strip() or None
 
 
+def server_url() -> str:
+    """Return where clients of this project look for a server: ``LLMASOS_URL``, else this machine's usual port."""
+    return os.environ.get("LLMASOS_URL", "").strip() or "http://127.0.0.1:8000"
+
+
+def server_is_named() -> bool:
+    """Say whether ``LLMASOS_URL`` names a server, so that none has to be started."""
+    return bool(os.environ.get("LLMASOS_URL", "").strip())
+
+
 def traces_wanted() -> bool:
     """Say whether spans are sent somewhere: ``OTEL_EXPORTER_OTLP_ENDPOINT``, which OpenTelemetry itself reads."""
     return bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip())

@@ -2,19 +2,16 @@
 
 The program is told a random key, so that nobody else on the machine can use it. When it dies, what it was writing to
 is answered with an error, and the next request starts it again: at once, then after longer and longer, and after
-``MOST`` deaths in a row no more. It ends with this process, however that ends: between the two stands ``main``, which
-ends the program when its standard input is closed.
+``MOST`` deaths in a row no more. It ends with this process, however that ends; see ``core/leash.py``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import queue
 import secrets
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,9 +22,8 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, ClassVar
 
 from ..core import hardware
-from ..core.children import PACKAGE
-from ..core.environment import child_environment
 from ..core.errors import RemoteError, UnavailableError, UsageError
+from ..core.leash import leashed, let_go
 from .base import Choice, News
 
 MOST = 5
@@ -199,10 +195,8 @@ class Supervised(ABC):
         self._log.seek(0)
         self._log.truncate()
         self._key, self._port = secrets.token_urlsafe(32), _free_port()
-        words = [sys.executable, "-P", "-m", __name__, *self._command(self._port)]
-        environment = child_environment(PACKAGE.parent, **self._environment(self._key))
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, env=environment, start_new_session=True
+        self._process = leashed(
+            self._command(self._port), stdout=self._log, stderr=self._log, environment=self._environment(self._key)
         )
         until = time.monotonic() + PATIENCE
         while not self._answers():
@@ -224,14 +218,7 @@ class Supervised(ABC):
         if (process := self._process) is None:
             return
         self._process = None
-        assert process.stdin is not None
-        with suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        let_go(process)
 
     def _lines(self) -> list[str]:
         self._log.seek(0)
@@ -299,23 +286,3 @@ def _free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-def main() -> None:
-    """Run a program until it ends, or standard input does."""
-    program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-
-    def watch() -> None:
-        os.read(0, 1)  # not through a buffer, whose lock would be held at the end
-        program.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            program.wait(5)
-        program.kill()
-
-    threading.Thread(target=watch, daemon=True).start()
-    code = program.wait()
-    raise SystemExit(code if code >= 0 else 128 - code)
-
-
-if __name__ == "__main__":
-    main()
