@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
@@ -128,8 +128,9 @@ class Generation:
     cached_tokens: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON types."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return the answer as JSON types; what a server saved in reading is no part of it."""
+        told = asdict(replace(self, cached_tokens=None))
+        return {name: value for name, value in told.items() if value is not None}
 
 
 class Task(ABC):
