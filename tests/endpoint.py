@@ -31,6 +31,10 @@ class Endpoint:
     says: list[Any] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     embedded: list[list[str]] = field(default_factory=list)
+    models_embedded: list[str] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(
+        default_factory=lambda: [{"id": "words", "object": "model", "embeds": True}, {"id": "chat", "object": "model"}]
+    )
     salt: str = ""
     longest: int = 10**9
     lock: Any = field(default_factory=threading.Lock)
@@ -71,8 +75,7 @@ def endpoint() -> Iterator[Endpoint]:
             pass
 
         def do_GET(self) -> None:
-            models = [{"id": "words", "object": "model", "embeds": True}, {"id": "chat", "object": "model"}]
-            self.answer(200, {"object": "list", "data": models})
+            self.answer(200, {"object": "list", "data": state.models})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -130,6 +133,7 @@ def embeddings(state: Endpoint, body: dict[str, Any]) -> tuple[int, dict[str, An
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
     with state.lock:
         state.embedded.append(texts)
+        state.models_embedded.append(body["model"])
     if any(len(text) > state.longest for text in texts):
         return 400, {"error": {"message": "too long", "code": "context_length_exceeded", "param": "input"}}
     made = [base64.b64encode(vector(text, state.salt).tobytes()).decode() for text in texts]

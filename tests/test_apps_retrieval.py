@@ -271,6 +271,20 @@ def test_what_has_not_changed_is_not_embedded_again(served, client, tmp_path):
         assert index.embedding_model == "words"
 
 
+def test_the_model_may_be_named_or_be_the_endpoints_first(served, client, tmp_path):
+    with Index.open(tmp_path / "named.db", client, embedding_model="mine") as index:
+        index.add(FAQ[:1])
+        assert index.embedding_model == "mine"
+    served.models = [{"id": "first", "object": "model"}]
+    with Client(served.url, timeout=10) as other:
+        for _ in range(2):
+            with Index.open(tmp_path / "first.db", other) as index:
+                index.add(FAQ[:1])
+                assert index.embedding_model is None
+                assert index.search("cup")[0].cosine is not None
+    assert served.models_embedded == ["mine"] * 2 + ["first"] * 5
+
+
 def test_other_ways_to_split_make_new_passages(served, client, tmp_path):
     for max_chars, made in ((1000, 1), (40, 2)):
         with Index.open(tmp_path / "my.db", client, max_chars=max_chars) as index:
@@ -289,7 +303,7 @@ def test_an_index_of_another_embedding_model_is_refused(served, client, tmp_path
     served.salt = "another"
     with Index.open(tmp_path / "my.db", client) as index:
         for use in (lambda: index.search("parcels"), lambda: index.add([Document("new", "New.")])):
-            with pytest.raises(UsageError, match="made with the embedding model 'words'"):
+            with pytest.raises(UsageError, match="made with the embedding model words, and words gives"):
                 use()
         assert sources(index.search("parcels", mode="words")) == ["sending.md"]
 

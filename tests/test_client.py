@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,9 +85,10 @@ ROUTES = {"text-classification": "classify", "token-classification": "tag", "que
 def test_answers_are_those_of_predict(models: dict[str, Any], client: Client, name: str) -> None:
     from served_models import Exact, sample
 
-    rows, ask = sample(name), getattr(client, ROUTES[name])
-    wanted = [one.as_dict() for one in Exact(models[name]).predict(rows)]
-    found = ask(rows, model=name)
+    rows, options = sample(name), {"max_new_tokens": 8} if name == "translation" else {}
+    ask = partial(getattr(client, ROUTES[name]), model=name, **options)
+    wanted = [one.as_dict() for one in Exact(models[name]).predict(rows, **options)]
+    found = ask(rows)
     for one, other in zip(found, wanted, strict=True):
         if isinstance(one, dict):
             assert one == pytest.approx(other, abs=1e-5)
@@ -94,9 +96,9 @@ def test_answers_are_those_of_predict(models: dict[str, Any], client: Client, na
         assert {field.name for field in fields(one)} - {"labels"} == other.keys()
         assert all(getattr(one, key) == pytest.approx(value, abs=1e-5) for key, value in other.items()
                    if not isinstance(value, list))  # fmt: skip
-    assert ask(rows[0], model=name) == found[0]
-    assert client.predict(rows, model=name) == found
-    assert ask([], model=name) == []
+    assert ask(rows[0]) == found[0]
+    assert client.predict(rows, model=name, **options) == found
+    assert ask([]) == []
 
 
 def test_predictions_are_known_by_their_fields() -> None:
@@ -117,14 +119,10 @@ def test_long_inputs_are_cut_only_where_that_is_allowed(client: Client) -> None:
     with pytest.raises(UsageError, match="truncate"):
         client.classify(long, model="text-classification")
     assert client.classify(long, model="text-classification", truncate=True).label in ("praise", "complaint")
-    for ask in (partial_of(client.similarity, [(long, "bad")]), partial_of(client.rerank, "bad", [long])):
+    for ask in (partial(client.similarity, [(long, "bad")]), partial(client.rerank, "bad", [long])):
         with pytest.raises(UsageError, match="truncate"):
             ask(model="near")
         assert len(ask(model="near", truncate=True)) == 1
-
-
-def partial_of(ask: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-    return lambda **options: ask(*args, **options)
 
 
 def test_a_written_answer_is_as_long_as_allowed(client: Client) -> None:
@@ -408,6 +406,26 @@ def test_a_model_is_verified_once(server: Any, client: Client, name: str) -> Non
     before = asked(server)
     assert client.verify(name) is found
     assert asked(server) - before == 1
+
+
+def test_golden_rows_in_another_precision(models: dict[str, Any], client: Client) -> None:
+    from served import serving
+
+    name = "text-classification"
+    with serving({name: models[name]}, precision="bfloat16") as other, Client(other.url) as half:
+        found, exact = half.verify(), client.verify(name)
+        assert found.version != exact.version
+        assert found.tolerance == pytest.approx(100 * exact.tolerance, rel=0.2)  # as the precision's own
+        assert 1e-6 < found.largest <= found.tolerance
+
+
+def test_golden_answers_are_no_longer_than_a_request_may_ask_for(models: dict[str, Any]) -> None:
+    from served import serving
+
+    names = ("language-modeling", "translation")
+    with serving({name: models[name] for name in names}, max_new_tokens=4) as other, Client(other.url) as client:
+        for name in names:
+            assert client.verify(name).rows >= 4
 
 
 def test_a_model_without_golden_rows(client: Client) -> None:

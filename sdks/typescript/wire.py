@@ -98,7 +98,7 @@ def _type(schema: dict[str, Any]) -> str:
     if kind == "object":
         more = schema.get("additionalProperties")
         return f"Record<string, {_type(more)}>" if isinstance(more, dict) else "object"
-    return NAMES.get(kind, "unknown")
+    return NAMES.get(str(kind), "unknown")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,10 @@ searched by words, and their intent is told where --chinese names a base model t
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from fastapi import FastAPI
@@ -27,7 +24,7 @@ from llmasos.apps.models import Tuned, kept, models
 from llmasos.apps.web import page, run
 from llmasos.client import Client
 
-from handing_over import reason
+from handing_over import Tickets, reason
 
 HERE = Path(__file__).resolve().parent
 SAMPLES = Path(llmasos.__file__).parent / "samples"
@@ -49,10 +46,11 @@ def entries(language: str) -> Iterator[Document]:
 
 def desk(client: Client, folder: Path, *, intents: dict[str, str]) -> FastAPI:
     """Return the app: its page, what it knows, and how it answers. ``intents``: a classifier for each language."""
-    app, faq, lock = page(HERE / "page"), {}, Lock()
+    app, faq, tickets = page(HERE / "page"), {}, Tickets(folder / "tickets.jsonl")
     indexes = {"en": Index.open(f"{folder}/en.db", client, embedding_model="meanings"),
                "zh": Index.open(f"{folder}/zh.db")}  # fmt: skip
     for language, index in indexes.items():
+        index.remove(f"{language}.md")  # entries that are no longer there
         index.add(entries(language))
         faq |= {one.id: one for one in entries(language)}
 
@@ -75,17 +73,8 @@ def desk(client: Client, folder: Path, *, intents: dict[str, str]) -> FastAPI:
             "intent": intent and {"label": intent.label, "score": intent.score},
             "answer": entry and entry.text,
             "citation": entry and {"id": entry.id, "title": entry.title},
-            "ticket": why and {"number": ticket(asked.message, why), "reason": why},
+            "ticket": why and {"number": tickets.add(asked.message, why), "reason": why},
         }
-
-    def ticket(message: str, why: str) -> int:
-        path = folder / "tickets.jsonl"
-        with lock, path.open("a+", encoding="utf-8") as file:
-            file.seek(0)
-            number = sum(1 for _ in file) + 1
-            file.write(json.dumps({"number": number, "at": datetime.now(UTC).isoformat(timespec="seconds"),
-                                   "reason": why, "message": message}, ensure_ascii=False) + "\n")  # fmt: skip
-        return number
 
     return app
 
@@ -100,7 +89,7 @@ def main() -> None:
     names = {language: f"intents-{language}" for language in bases}
     wanted = {names[one]: Tuned(base, SAMPLES / f"support_{one}.jsonl") for one, base in bases.items()}
     with models(meanings=MEANINGS, **wanted) as client:
-        app = desk(client, kept("support"), intents=names)
+        app = desk(client, kept(HERE), intents=names)
         run(app, port=given.port, started=lambda url: print(f"customer-service desk: {url}", flush=True))
 
 

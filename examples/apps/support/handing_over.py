@@ -1,6 +1,10 @@
-"""When a person takes over, and what the customer is told of it. No model decides this alone."""
+"""When a person takes over, what the customer is told of it, and the tickets. No model decides this alone."""
 
+import json
 import re
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
 
 from llmasos.client import Classification
 
@@ -26,6 +30,23 @@ def reason(message: str, intent: Classification | None, has_answer: bool, langua
     """Return why a person takes over, in the customer's language; None where the answer will do."""
     why = _why(message, intent, has_answer)
     return None if why is None else REASONS[why][language == "zh"]
+
+
+class Tickets:
+    """What persons have to do: a line of JSON for each ticket."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._lock = file, Lock()
+
+    def add(self, message: str, why: str) -> int:
+        """Write a ticket; return its number."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._lock, self._file.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            number = sum(1 for _ in file) + 1
+            content = {"number": number, "at": at, "reason": why, "message": message}
+            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+        return number
 
 
 def _why(message: str, intent: Classification | None, has_answer: bool) -> str | None:

@@ -84,7 +84,7 @@ class Index:
             place: a file such as ``my.db``, or ``postgresql://...``.
             client: asked by ``client.embed``. Without one an index has words alone.
             embedding_model: the name of the model at the endpoint; if None, the one that made the
-                index, or the endpoint's first that embeds.
+                index, the first that the endpoint says embeds, or its first. Name it where there are several.
             max_chars, overlap: how documents are split, see ``split``.
 
         Raises:
@@ -139,7 +139,7 @@ class Index:
 
     @property
     def embedding_model(self) -> str | None:
-        """The name of the model that made the vectors; None where there are none."""
+        """The name of the model that made the vectors; None where there are none, or the endpoint's first made them."""
         return self._facts.get("embedding_model") or None
 
     def close(self) -> None:
@@ -238,15 +238,14 @@ class Index:
         if not self._facts:
             self._width = 0 if probe is None else len(probe)
             told = "" if probe is None else base64.b64encode(probe.tobytes()).decode()
-            name = "" if probe is None else self._model or "the endpoint's first"
-            self._store.begin({"embedding_model": name, "probe": told}, self._width)
+            self._store.begin({"embedding_model": self._model or "", "probe": told}, self._width)
             self._facts = self._store.facts()
         elif probe is not None:
             kept = np.frombuffer(base64.b64decode(self._facts["probe"]), dtype="<f4")
             if len(kept) != len(probe) or float(kept @ probe) < _SAME:
+                made_by, here = self.embedding_model or "that came first", self._model or "that comes first now"
                 raise UsageError(
-                    f"the index was made with the embedding model {self._facts['embedding_model']!r}, and "
-                    f"{self._model!r} gives other vectors",
+                    f"the index was made with the embedding model {made_by}, and {here} gives other vectors",
                     hint="name the model that made it (embedding_model=), or add the documents to a new index",
                 )
         self._proven = True
@@ -261,18 +260,18 @@ class Index:
 
     def _made(self, documents: Iterable[Document]) -> Iterator[list[Entry]]:
         """Split and embed documents, some requests at a time, and yield them in their order as they are done."""
-        waiting: list[tuple[list[Document], Future[list[Entry]]]] = []
+        waiting: list[Future[list[Entry]]] = []
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             try:
                 for group in self._grouped(documents):
                     self._prove()
-                    waiting.append((group, pool.submit(self._entries, group)))
+                    waiting.append(pool.submit(self._entries, group))
                     if len(waiting) > _AT_ONCE:
-                        yield waiting.pop(0)[1].result()
-                for _, future in waiting:
+                        yield waiting.pop(0).result()
+                for future in waiting:
                     yield future.result()
             finally:
-                for _, future in waiting:
+                for future in waiting:
                     future.cancel()
 
     def _grouped(self, documents: Iterable[Document]) -> Iterator[list[Document]]:

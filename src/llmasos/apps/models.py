@@ -16,6 +16,7 @@ from ..client import Client
 from ..core import environment
 from ..core.errors import RemoteError, TrainingError
 from ..core.leash import leashed, let_go
+from ..serving.keys import KeyFile
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Tuned:
 def models(**wanted: str | Path | Tuned) -> Iterator[Client]:
     """Yield a client of a server of models, which ends with the block, and with this process however that ends.
 
-    Where ``LLMASOS_URL`` is set, that server is asked instead, and nothing is started.
+    Nobody else can ask it: it listens on this machine, and only the client has its key. Where ``LLMASOS_URL`` is set,
+    that server is asked instead, and nothing is started.
 
     Args:
         wanted: models by the names that the app calls them: a folder, ``pkg:NAME``, ``starter-chat``, a name of the
@@ -81,23 +83,27 @@ def models(**wanted: str | Path | Tuned) -> Iterator[Client]:
         return
     found = {name: ref.folder(name) if isinstance(ref, Tuned) else ref for name, ref in wanted.items()}
     words = ["serve", *(f"{name}={ref}" for name, ref in found.items()), "--port", "0"]
-    with tempfile.TemporaryFile() as log:
-        process = leashed(_llmasos(words), stdout=subprocess.PIPE, stderr=log, environment={"LLMASOS_BEHIND": ""})
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as own:
+        key = KeyFile(Path(own, "keys.json")).add("app")  # so that nobody else on this machine can ask
+        told = {"LLMASOS_HOME": own, "LLMASOS_BEHIND": ""}
+        process = leashed(_llmasos(words), stdout=subprocess.PIPE, stderr=log, environment=told)
         try:
             assert process.stdout is not None
             url = process.stdout.readline().decode().strip()
             if not url:
                 raise RemoteError(f"the models could not be opened: {_last(log)}", hint=f"llmasos {' '.join(words)}")
-            with Client(url) as client:
+            with Client(url, key=key) as client:
                 yield client
         finally:
             let_go(process)
             process.stdout.close()  # type: ignore[union-attr]
 
 
-def kept(name: str) -> Path:
-    """Return the folder where an app of this name keeps what it knows: in ``LLMASOS_HOME/apps``, made if needed."""
-    folder = environment.home() / "apps" / name
+def kept(project: Path) -> Path:
+    """Return the folder where the app of a project's folder keeps what it knows: in ``LLMASOS_HOME/apps``."""
+    project = project.resolve()
+    digest = hashlib.sha256(str(project).encode()).hexdigest()[:12]
+    folder = environment.home() / "apps" / f"{project.name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

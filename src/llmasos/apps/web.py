@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -168,16 +169,14 @@ def _relay(client: Client, name: str) -> Callable[[Request], Awaitable[Response]
             raise RemoteError(f"{client.url} answers {answer.status_code} and no JSON",
                               hint="is it a server of models?")  # fmt: skip
         passed = {name: answer.headers[name] for name in ("retry-after", "x-request-id") if name in answer.headers}
-        return StreamingResponse(_pieces(answer), answer.status_code, passed, media_type=kind)
+        pieces = _pieces(answer) if kind == "application/json" else _told_of_its_end(_pieces(answer))
+        return StreamingResponse(pieces, answer.status_code, passed, media_type=kind)
 
     return relay
 
 
-async def _pieces(answer: httpx2.Response) -> AsyncIterator[bytes]:
-    """Yield what comes; closing this, as when the page leaves, ends the work at the server.
-
-    An answer that breaks off there breaks off here: the page's client says what arrived.
-    """
+async def _pieces(answer: httpx2.Response) -> AsyncGenerator[bytes]:
+    """Yield what comes; closing this, as when the page leaves, ends the work at the server."""
     size = 0
     try:
         async for piece in answer.aiter_bytes():
@@ -188,6 +187,17 @@ async def _pieces(answer: httpx2.Response) -> AsyncIterator[bytes]:
     finally:
         with suppress(asyncio.CancelledError):
             await asyncio.shield(answer.aclose())
+
+
+async def _told_of_its_end(pieces: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    """Yield a stream; one that breaks off ends with an event that says so, which clients turn into an error."""
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+    except (httpx2.TransportError, RemoteError) as error:
+        why = error.message if isinstance(error, RemoteError) else "the server of the models went away"
+        yield f"\n\ndata: {json.dumps(_told(why))}\n\n".encode()
 
 
 async def _while_there(request: Request, work: Awaitable[httpx2.Response]) -> httpx2.Response:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from functools import wraps
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import Any, ClassVar, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 import httpx2
 
@@ -125,7 +124,8 @@ class Streaming(Generic[P]):
 class _Operations:
     """What both clients can be asked, and what they know."""
 
-    _http: httpx2.Client | httpx2.AsyncClient
+    _http: Any
+    _connects: ClassVar[Callable[..., Any]]
 
     models = Operation(calls.models)
     model = Operation(calls.model)
@@ -168,6 +168,7 @@ class _Operations:
             raise UsageError(f"timeout={timeout!r}, retries={retries!r}", hint="timeout=60.0, retries=2")
         self._timeout, self._retries, self._model = timeout, retries, model
         self._verified: dict[tuple[str, str], Verified] = {}
+        self._http = self._connects(**_options(self.url))
 
     @property
     def headers(self) -> dict[str, str]:
@@ -209,9 +210,11 @@ class _Operations:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """Return how httpx connects to an address: without TLS, the machine's certificates need not be read."""
-    trusts_nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return {"limits": _LIMITS, **({} if url.startswith("https:") else {"verify": trusts_nobody})}
+    """Return how httpx connects to an address."""
+    if url.startswith("https:"):
+        return {"limits": _LIMITS}
+    trusts_nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # and is made without reading the machine's certificates
+    return {"limits": _LIMITS, "verify": trusts_nobody}
 
 
 _FAULTS = (httpx2.RequestError, LLMasOSError)
@@ -236,12 +239,8 @@ class Client(_Operations):
         ...     client.classify("I love this!").label
     """
 
-    def __init__(
-        self, url: str | None = None, *, key: str | None = None, timeout: float = 60.0, retries: int = 2,
-        model: str | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(url, key=key, timeout=timeout, retries=retries, model=model)
-        self._http: httpx2.Client = httpx2.Client(**_options(self.url))
+    _http: httpx2.Client
+    _connects = httpx2.Client
 
     def __enter__(self) -> Self:
         return self
@@ -309,12 +308,8 @@ class Client(_Operations):
 class AsyncClient(_Operations):
     """As ``Client``, with every answer awaited; arguments and errors are the same."""
 
-    def __init__(
-        self, url: str | None = None, *, key: str | None = None, timeout: float = 60.0, retries: int = 2,
-        model: str | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(url, key=key, timeout=timeout, retries=retries, model=model)
-        self._http: httpx2.AsyncClient = httpx2.AsyncClient(**_options(self.url))
+    _http: httpx2.AsyncClient
+    _connects = httpx2.AsyncClient
 
     async def __aenter__(self) -> Self:
         return self
@@ -366,9 +361,11 @@ class AsyncClient(_Operations):
         """Send a call until ``take`` has what it wants of the answer."""
         if self._lacks_a_name(call):
             self._found(await self._done(calls.models(timeout=call.timeout)))
+        from asyncio import sleep  # a fifth of what it takes to import this file, and of no use to who waits
+
         tries = self._tries(call)
         while True:
             try:
                 return await take(await self._http.send(self._request(call, tries.left()), stream=True), tries)
             except _FAULTS as error:
-                await asyncio.sleep(tries.pause(error))
+                await sleep(tries.pause(error))

@@ -178,7 +178,8 @@ def _written(task: Task, served: Served, kept: Golden, most: int, limit: float) 
             certain = certain[: int(unsure[0])] if len(unsure) else certain
         if not certain:
             continue
-        most = longest if len(certain) == len(answer) < longest else len(certain)  # or it shows that it ends there
+        ends = exact and len(certain) == len(answer) < longest  # it must not go on, then
+        most = longest if ends else len(certain)
         text = served.parts.tokenizer.decode(certain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if served.writes:
             choice = {"temperature": 0, "repetition_penalty": 1, "max_tokens": most}

@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 from llmasos.apps.models import models
 from llmasos.client import Classification
 
-from app import MEANINGS, desk
+import app
+from app import MEANINGS, desk, entries
 from handing_over import reason
 
 
@@ -19,9 +20,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def http(folder: Path):
+def client():
     with models(meanings=MEANINGS) as client:
-        yield TestClient(desk(client, folder, intents={}), base_url="http://127.0.0.1")
+        yield client
+
+
+@pytest.fixture(scope="module")
+def http(client, folder):
+    return TestClient(desk(client, folder, intents={}), base_url="http://127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,15 @@ def test_what_the_faq_does_not_hold_becomes_a_ticket(http, folder):
     ticket = json.loads((folder / "tickets.jsonl").read_text().splitlines()[-1])
     assert ticket["number"] == answer["ticket"]["number"]
     assert ticket["message"] == "Who won the chess championship?"
+
+
+def test_an_entry_that_was_taken_out_is_not_found_any_more(client, tmp_path, monkeypatch):
+    desk(client, tmp_path, intents={})
+    fewer = {language: [one for one in entries(language) if "password" not in one.title] for language in ("en", "zh")}
+    monkeypatch.setattr(app, "entries", fewer.__getitem__)
+    later = TestClient(desk(client, tmp_path, intents={}), base_url="http://127.0.0.1")
+    answer = later.post("/api/ask", json={"message": "I cannot remember my password"}).json()
+    assert answer["citation"] is None or "password" not in answer["citation"]["title"]
 
 
 def test_tickets_are_counted(http):

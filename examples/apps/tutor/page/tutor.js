@@ -50,7 +50,7 @@ function placeOf({ text, start, end }, number) {
     $("#article").scrollIntoView({ block: "center" });
   };
   return element("button", { className: `plain place${number === 1 ? " best" : ""}`, type: "button", onclick: go },
-    element("b", {}, `[${number}]`), element("span", { className: "text" }, text));
+    element("b", {}, `[${number}]`), element("span", {}, text.replace(/ *\n */g, " ")));
 }
 
 function answered(question, places) {

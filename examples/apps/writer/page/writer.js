@@ -22,13 +22,15 @@ function cardOf(number) {
 
 /** Put a variant into the sheet: behind what is there, or instead of it. */
 function take(kind, before, written) {
-  const space = kind === "rewrite" || !before || /\s$/.test(before) || /^\s/.test(written) || /[一-鿿]/.test(written) ? "" : " ";
+  const isJoined = !before || /[\s一-鿿，。！？、]$/.test(before) || /^[\s一-鿿，。！？、]/.test(written);
+  const space = isJoined ? "" : " ";
   $("#text").value = kind === "rewrite" ? written.trim() : before + space + written;
   count();
   $("#text").focus();
 }
 
 async function write(number, { card, text, use }, { kind, before, messages, options }) {
+  text.textContent = "";
   text.classList.add("waiting");
   try {
     const stream = client.stream(messages, { ...options, seed: number });
@@ -99,7 +101,7 @@ function showModel() {
 
 function count() {
   const text = $("#text").value;
-  const size = /[一-鿿]/.test(text) ? [...text.replace(/\s/g, "")].length : (text.match(/\S+/g) ?? []).length;
+  const size = (text.match(/[一-鿿]|[^\s一-鿿]+/g) ?? []).length; // each Chinese character, and each other word
   $("#count").textContent = say(`${size} words`, `${size} 字`);
 }
 
