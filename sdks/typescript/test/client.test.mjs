@@ -142,7 +142,7 @@ test("the server tells of its models and of itself", { skip }, async () => {
 });
 
 test("golden rows give what they gave, of models that answer and that write", { skip: skip || (!has.golden && "no such route") }, async () => {
-  for (const name of ["classify", "tag", "answer", "near", "translate"]) {
+  for (const name of ["classify", "tag", "answer", "near", "translate", "summarize"]) {
     const found = await client.verify({ model: name });
     assert.ok(found.rows > 0 && found.largest <= found.tolerance, JSON.stringify(found));
     const before = asked.size;
