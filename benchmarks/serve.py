@@ -185,7 +185,10 @@ def generated(work: Path, clients: int) -> dict[str, Any]:
 
 
 def genai(work: Path, clients: int) -> dict[str, Any]:
-    """Write with OpenVINO GenAI in this process, as many texts at once, in the precision of the export throughout."""
+    """Write with OpenVINO GenAI in this process, in the precision of the export throughout.
+
+    So many texts are under way at any time: ``generate`` would write to all that it is given at once.
+    """
     import openvino
     import openvino_genai
     from transformers import AutoTokenizer
@@ -200,8 +203,18 @@ def genai(work: Path, clients: int) -> dict[str, Any]:
     choice.max_new_tokens, choice.stop_token_ids = NEW, {tokenizer.eos_token_id}
 
     def write(texts: list[str]) -> int:
-        ids = [openvino.Tensor(np.asarray([tokenizer(text)["input_ids"]], dtype=np.int64)) for text in texts]
-        found = [one.m_generation_ids[0] for one in pipeline.generate(ids, [choice] * len(ids))]
+        waiting = [openvino.Tensor(np.asarray([tokenizer(text)["input_ids"]], dtype=np.int64)) for text in texts]
+        going: dict[Any, list[int]] = {}
+        found = []
+        while waiting or going:
+            while waiting and len(going) < clients:
+                going[pipeline.add_request(len(waiting), waiting.pop(), choice)] = []
+            pipeline.step()
+            for one, ids in list(going.items()):
+                while one.can_read():
+                    ids += next(iter(one.read().values())).generated_ids
+                if one.get_status().name != "RUNNING":
+                    found.append(going.pop(one))
         tokenizer.batch_decode(found)
         return sum(map(len, found))
 
