@@ -605,12 +605,14 @@ def test_the_tutor_answers_with_places_and_asks_back(lesson: str, look: str, tmp
 @slow
 def test_the_tutor_reads_your_text_and_treats_it_as_text(lesson: str) -> None:
     text = f"🍞 Ada baked bread. {EVIL}. 🥐 Ben baked croissants in Lyon."
-    marked, title, images = seen([
-        ["goto", lesson], ["see", "#send:not([disabled])"], ["click", "#own"], ["fill", "#pasted", text],
+    nothing, marked, title, images = seen([
+        ["goto", lesson], ["see", "#send:not([disabled])"], ["click", "#own"], ["click", "#read"],
+        ["text", ".trouble"], ["fill", "#pasted", text],
         ["click", "#read"], ["see", "#text:has-text('Ada')"], ["fill", "#question", "Where did Ben bake croissants?"],
         ["click", "#send"], ["see", ".place"], ["text", "mark"], ["run", "document.title"],
         ["run", "document.querySelectorAll('main img, main script').length"],
     ])  # fmt: skip
+    assert nothing == "Paste a text, or choose a file."
     assert marked == "🥐 Ben baked croissants in Lyon."
     assert (title, images) == ("Tutor", 0)
 
@@ -647,7 +649,7 @@ def test_chinese_intents_are_told_by_a_base_that_knows_chinese(shop_home: Path, 
 def test_the_studio_writes_variants_side_by_side(toy: str, look: str, tmp_path: Path) -> None:
     note, first, second, third, sheet = shot(look, tmp_path, [
         ["goto", toy], ["see", "#write:not([disabled])"], ["click", "#openings .chip"], ["text", "#toy"],
-        ["click", "#write"], ["see", "#stop:not([disabled])"], ["see", "#write:not([disabled])"],
+        ["click", "#write"], ["see", ":nth-match(.variant button:not([disabled]), 3)"],
         *(["text", f":nth-match(.variant .text, {number})"] for number in (1, 2, 3)),
         ["run", "document.querySelector('.variant button').click(); document.querySelector('#text').value"],
     ])  # fmt: skip

@@ -35,7 +35,7 @@ _PROBE = "The quick brown fox jumps over the lazy dog, and thinks about it."
 _SAME = 0.9  # cosine; a model in another precision stays above 0.98, another model is anywhere near 0
 _DEPTH = 200  # passages of each kind of search that a mixed one looks at
 _ABSENT = -3.0  # standard score of a passage that one kind of search has not among them
-_BATCH, _AT_ONCE = 64, 4  # texts of a request, and requests at once
+_BATCH, _AT_ONCE = 128, 4  # texts of a request, and requests at once
 
 
 class Added(NamedTuple):

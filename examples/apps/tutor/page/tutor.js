@@ -101,6 +101,10 @@ $("#paste").addEventListener("submit", async (event) => {
   const [file] = $("#file").files;
   const pasted = $("#pasted").value;
   $("#wrong").replaceChildren();
+  if (!file && !pasted.trim()) {
+    $("#wrong").append(troubled(new Error(say("Paste a text, or choose a file.", "请粘贴文章，或选择文件。"))));
+    return;
+  }
   await attempt($("#wrong"), async () => {
     read(file ? await ask(`api/files?name=${encodeURIComponent(file.name)}`, file) : await ask("api/texts", { text: pasted }));
     $("#lessons").selectedIndex = -1;
