@@ -22,7 +22,18 @@ LAYERS = (
     ("llm",),
     ("apps",),
     ("client",),
-    ("conversion", "edge", "export", "opening", "training", "verification"),
+    (
+        "conversion",
+        "deployment",
+        "edge",
+        "expected",
+        "export",
+        "opening",
+        "rehearsal",
+        "replicas",
+        "training",
+        "verification",
+    ),
     ("protocols", "serving"),
     ("certificate", "cluster", "evaluation", "golden", "prediction", "retrieval", "saving"),
     ("engines", "generation"),
@@ -37,6 +48,7 @@ LAYERS = (
         "scratch",
         "sizing",
         "supply",
+        "targets",
     ),
     ("tasks",),
     ("metrics",),
@@ -46,7 +58,7 @@ LAYERS = (
 PLACE = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 PLUGIN_KINDS = (
     "architectures", "backends", "decoders", "engines", "exporters", "loaders", "protocols", "reporters", "sources",
-    "stores", "tasks",
+    "stores", "targets", "tasks",
 )  # fmt: skip
 
 # Each needs a reason. finetune(progress=True) draws the run with the terminal's own renderer.

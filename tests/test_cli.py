@@ -104,6 +104,7 @@ JSON_WORDS = {
     "runs": ["list"],
     "chat": ["starter-chat"],
     "keys": ["list"],
+    "deploy": ["docker", "tuned", "--render", "image"],
 }
 
 

@@ -437,7 +437,7 @@ def test_top_counts_between_two_looks(watched: Watched) -> None:
 
 def test_every_metric_of_the_dashboard_and_of_the_guide_is_there(watched: Watched) -> None:
     names = {name for name in numbers(watched.server).values if name.startswith("llmasos_")}
-    dashboard = (ROOT / "deploy" / "grafana" / "llmasos.json").read_text()
+    dashboard = (ROOT / "src" / "llmasos" / "targets" / "dashboard.json").read_text()
     used = set(re.findall(r"llmasos_\w+", " ".join(_expressions(json.loads(dashboard)))))
     assert len(used) >= 15
     assert used - names == set()

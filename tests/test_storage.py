@@ -153,3 +153,63 @@ def test_checkpoints_that_cannot_be_put_there_are_told_and_the_run_goes_on(base,
     assert fail
     assert any("no checkpoint was written: the storage is away" in e.text for e in heard if isinstance(e, Note))
     assert (tmp_path / "model" / MANIFEST).exists()
+
+
+# -- models behind a URL ----------------------------------------------------------------------------------
+
+
+def published(base: Path, name: str, *, listed: bool) -> tuple[str, Any]:
+    """Put a model behind a URL in memory, with a list of its files or without one."""
+    url = f"memory://{name}/model"
+    Storage(url).put("", {"": base})
+    fs = fsspec.filesystem("memory")
+    if not listed:
+        fs.rm(f"/{name}/model/{MANIFEST}")
+    return url, fs
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_model_behind_a_url_is_opened_from_the_cache(base, tmp_path, monkeypatch, listed):
+    url, fs = published(base, tmp_path.name, listed=listed)
+    fs.pipe_file(f"/{tmp_path.name}/model/evil.bin", b"x")
+    first = LLM.from_pretrained(url, cache_dir=tmp_path / "cache").located
+    assert (first.source, first.ref) == ("storage", url)
+    assert (first.path / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    assert not (first.path / "evil.bin").exists()
+    monkeypatch.setattr(Storage, "bring", None)  # nothing is copied again
+    assert LLM.from_pretrained(url, cache_dir=tmp_path / "cache").located.path == first.path
+    monkeypatch.undo()
+    fs.pipe_file(f"/{tmp_path.name}/model/config.json", (base / "config.json").read_bytes() + b" ")
+    if listed:
+        shutil.rmtree(first.path)
+        with pytest.raises(BundleError, match=r"damaged: config\.json"):
+            LLM.from_pretrained(url, cache_dir=tmp_path / "cache")
+    else:
+        assert LLM.from_pretrained(url, cache_dir=tmp_path / "cache").located.path != first.path
+
+
+def test_a_copy_that_broke_off_goes_on_where_it_was(base, tmp_path, monkeypatch):
+    url, _ = published(base, tmp_path.name, listed=True)
+    whole, storage = (base / "model.safetensors").read_bytes(), Storage(url)
+    part = tmp_path / "model.part"
+    part.mkdir()
+    (part / "model.safetensors").write_bytes(whole[:1000])
+    read = []
+    own = shutil.copyfileobj
+    monkeypatch.setattr(shutil, "copyfileobj", lambda a, b, *n: (read.append(a.tell()), own(a, b, *n)))
+    storage.bring(storage.manifest(""), tmp_path / "model")
+    assert 1000 in read
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == whole
+    assert not part.exists()
+
+
+def test_a_copy_that_is_not_what_was_written_does_not_take_its_name(base, tmp_path):
+    url, fs = published(base, tmp_path.name, listed=True)
+    fs.pipe_file(f"/{tmp_path.name}/model/model.safetensors", b"\0" * (base / "model.safetensors").stat().st_size)
+    with pytest.raises(BundleError, match=r"damaged: model\.safetensors"):
+        LLM.from_pretrained(url, cache_dir=tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".part"]
+    with pytest.raises(UsageError, match="holds no model"):
+        LLM.from_pretrained(f"memory://{tmp_path.name}/nothing")
+    with pytest.raises(BundleError, match="outside its folder"):
+        Storage(url).bring({"../x": {"bytes": 1}}, tmp_path / "out")

@@ -13,7 +13,7 @@ from typing import Any
 from llmasos.cli import VERBS, command_of, examples_of
 from llmasos.cli.options import OWN, argument_lines
 from llmasos.core import plugins
-from llmasos.core.config import Config, FinetuneConfig, PredictConfig, TuneConfig, WriteConfig
+from llmasos.core.config import Config, DeployConfig, FinetuneConfig, PredictConfig, TuneConfig, WriteConfig
 
 HERE = Path(__file__).resolve().parent
 MADE = "<!-- Made by docs/reference/generate.py: change the code, then run it. -->\n\n"
@@ -47,6 +47,7 @@ def options() -> str:
     """Return the page of all options."""
     own = ", ".join(f"`{name}`" for name in OWN)
     tasks = "".join(_task(name) for name in plugins.names("tasks"))
+    places = "".join(_place(name) for name in plugins.names("targets"))
     return f"""{MADE}# Options
 
 One name everywhere: `epochs=3` in Python, `--epochs 3` as a flag, `--set epochs=3`, `epochs: 3` in a recipe
@@ -68,7 +69,10 @@ A recipe may also hold {own}.
 
 {_config(WriteConfig)}
 The last two are those of `predict` and `evaluate` alone.
-{tasks}"""
+
+## deploy
+
+{_config(DeployConfig)}{places}{tasks}"""
 
 
 def _verb(verb: str) -> str:
@@ -105,6 +109,13 @@ def _task(name: str) -> str:
         + "\nFields of its rows:\n\n"
         + _table(("field", "required", "columns found by themselves", ""), found)
     )
+
+
+def _place(name: str) -> str:
+    target = plugins.load("targets", name)
+    own = _config(target.settings) if dataclasses.fields(target.settings) else ""
+    taken = ", ".join(f"`{option}`" for option in target.takes)
+    return f"\n### {name}\n\nTakes {taken}.\n" + (f"\nIts own, with `--set`:\n\n{own}" if own else "")
 
 
 def _config(config: type[Config]) -> str:

@@ -28,7 +28,9 @@ from .tasks.base import Task
 
 if TYPE_CHECKING:
     from .certificate import Certificate
+    from .deployment import Rendered
     from .metrics.base import Report
+    from .rehearsal import Rehearsal
     from .sizing import Estimate
     from .training.merging import Merge
     from .training.plan import Plan
@@ -57,8 +59,8 @@ class LLM(Opened):
         """Find a model and check it; weights are read when they are first needed.
 
         Args:
-            ref: a Hub id (``org/name``), a folder, or ``pkg:name`` for an installed package that
-                carries a model.
+            ref: a Hub id (``org/name``), a folder, a URL (``s3://bucket/folder``), or ``pkg:name`` for an installed
+                package that carries a model.
             revision: branch, tag or commit on the Hub.
             cache_dir: where downloads go; the Hub's usual cache if not given.
             base: for an adapter, where its base model is, if no longer where it was.
@@ -465,6 +467,35 @@ class LLM(Opened):
         from .serving.start import serve, settled
 
         serve({name or Path(self.ref).name: self}, settled(options), started=started, version=__version__)
+
+    def deploy(
+        self, target: str, output: str | Path | None = None, *, rehearse: bool = False, overwrite: bool = False,
+        progress: bool | Listener = False, **options: Any,
+    ) -> Rendered | Rehearsal:  # fmt: skip
+        """Render the files that put the model on a machine, a cluster or a cloud; or run that place's contract here.
+
+        Args:
+            target: the place: ``docker``, ``kubernetes``, ``sagemaker``, ...
+            output: folder for the files.
+            rehearse: start the server here as the place would, and ask it as the place does, instead.
+            overwrite: replace rendered files that were edited by hand.
+            progress: show progress on the terminal, or a function that is called with each event.
+            **options: fields of ``DeployConfig``, and of the target's own settings.
+
+        Raises:
+            UsageError: no such target or option, a setting is missing, or files were edited by hand.
+            DeploymentError: the contract was not kept.
+        """
+        from .deployment import render, settled
+
+        job = settled(target, self.located.path, options, called=Path(self.ref).name)
+        if rehearse:
+            from .rehearsal import rehearse as acted
+
+            return followed(acted(job), progress)  # type: ignore[no-any-return]
+        if output is None:
+            raise UsageError("no folder for the files", hint='deploy("docker", "my-folder"), or rehearse=True')
+        return render(job, output, overwrite=overwrite)
 
     def size_up(
         self, device: str, *, precision: str = "auto", max_length: int | None = None, batch_size: int = 1

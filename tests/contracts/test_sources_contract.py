@@ -38,6 +38,10 @@ def publish_package(folder: Path, patch: pytest.MonkeyPatch, _: ExitStack) -> st
     return "pkg:contract_carrier"
 
 
+def publish_storage(folder: Path, _: pytest.MonkeyPatch, __: ExitStack) -> str:
+    return f"file://{folder}"
+
+
 def publish_hub(folder: Path, patch: pytest.MonkeyPatch, stack: ExitStack) -> str:
     import huggingface_hub
     import huggingface_hub.constants

@@ -39,6 +39,7 @@ VERBS = {
     "serve": "Put models behind HTTP: OpenAI's routes, a route for each task, and more.",
     "new": "Begin a project: an app of your own, from one of the examples.",
     "keys": "Make, list and revoke the keys of the server.",
+    "deploy": "Render what puts a model on a machine, a cluster or a cloud, and rehearse it here.",
     "top": "Watch a server: its models, queues and speed.",
     "mcp": "Offer models as tools to assistants that speak the Model Context Protocol.",
     "sign": "Sign a model, and write its bill of materials.",

@@ -83,7 +83,7 @@ def with_flags(*flags: inspect.Parameter) -> Callable[[Callable[..., Any]], Call
 
 def job_flags() -> list[inspect.Parameter]:
     """Make the flags that say what is tuned, on what: MODEL, --task, --data and so on."""
-    places = "a Hub name, a folder, pkg:NAME of an installed package, or starter-chat"
+    places = "a Hub name, a folder, a URL such as s3://..., pkg:NAME of an installed package, or starter-chat"
     argument = typer.Argument(metavar="MODEL", help=places, show_default=False)
     model = inspect.Parameter(
         "model", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, argument]

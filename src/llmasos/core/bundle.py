@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import struct
+import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,9 +20,10 @@ from . import atomic, plugins
 from .atomic import recover, write_json, write_text
 from .errors import BundleError
 
-__all__ = ["ADAPTER", "ADAPTER_CONFIG", "FORMAT", "MANIFEST", "artifact_of", "check_folder", "check_remote_code",
-           "digest", "inside", "is_adapter", "is_bundle", "read_manifest", "recover", "saved_task", "verify",
-           "weight_files", "write_folder", "write_json", "write_manifest", "write_text"]  # fmt: skip
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "FORMAT", "MANIFEST", "archive", "artifact_of", "check_folder",
+           "check_remote_code", "digest", "inside", "is_adapter", "is_bundle", "read_manifest", "recover",
+           "saved_task", "verify", "weight_files", "write_folder", "write_json", "write_manifest",
+           "write_text"]  # fmt: skip
 
 FORMAT = 1
 MANIFEST = "llmasos.json"
@@ -210,6 +212,20 @@ def inside(name: str) -> bool:
     """Say whether a relative file name from outside stays inside its folder, on every system."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & set("\\:\0")
+
+
+def archive(folder: Path, path: Path) -> None:
+    """Write a model as a ``.tar.gz``, without the records of its run, and without what tells of this machine."""
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        if PurePosixPath(member.name).parts[:1] == (RUN,):
+            return None
+        member.uid = member.gid = member.mtime = 0
+        member.uname = member.gname = ""
+        return member
+
+    with tarfile.open(path, "w:gz", compresslevel=1) as packed:  # weights hardly shrink
+        packed.add(folder, arcname=".", filter=plain)
 
 
 def files_of(folder: Path) -> Iterator[str]:

@@ -113,3 +113,15 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def processes_below(process: int, called: str) -> list[int]:
+    """Return the numbers of the processes below another one whose names begin so."""
+    import psutil
+
+    found = []
+    with suppress(psutil.Error):
+        for one in psutil.Process(process).children(recursive=True):
+            with suppress(psutil.Error):
+                found += [one.pid] if " ".join(one.cmdline()).startswith(called) else []
+    return sorted(found)

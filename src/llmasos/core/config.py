@@ -395,6 +395,39 @@ class ServeConfig(Config):
 
 
 @dataclass(frozen=True)
+class DeployConfig(Config):
+    """What is deployed, and how much of it."""
+
+    name: str | None = option(None, "what it is called there, and its model by clients; after the model if not given")
+    image: str | None = option(None, "image of the server; llmasos:VERSION, or NAME:VERSION with the weights inside, "
+                               "if not given")  # fmt: skip
+    replicas: int = option(1, "copies of the server", least=1)
+    max_replicas: int | None = option(None, "copies under load; as many as replicas if not given", least=1)
+    cpus: float = option(2.0, "processor cores of a copy", least=0.1)
+    memory: str | None = option(None, "memory of a copy, such as 4GB; 1.5 GB and three times the model's files if not "
+                                "given")  # fmt: skip
+    gpu: int = option(0, "CUDA devices of a copy", least=0)
+    port: int = option(8000, "port that the server listens on", least=1024, most=65535)
+    region: str | None = option(None, "region of the cloud, such as eu-central-1")
+    instance: str | None = option(None, "the cloud's type of machine, such as ml.m6i.xlarge")
+    engine: str | None = option(None, "what computes, as for llmasos serve")
+    quantize: str | None = option(None, "number format of what that engine computes, as for llmasos serve")
+    precision: str = option("auto", "number format of the work", choices=("auto", "float32", "bfloat16"))
+    keys_secret: str | None = option(
+        None, "the place's own secret that holds the server's keys; NAME-keys if not given"
+    )
+    weights: str = option("outside", "the model beside the image, or inside it", choices=("outside", "inside"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory is not None:
+            parse_size("memory", self.memory)
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise UsageError(f"max_replicas={self.max_replicas}, below replicas={self.replicas}",
+                             hint=f"at least {self.replicas}, or leave it out")  # fmt: skip
+
+
+@dataclass(frozen=True)
 class WriteConfig(GenerateConfig):
     """How a tuned model writes its answers to rows."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import UsageError
@@ -13,6 +14,11 @@ from .errors import UsageError
 def home() -> Path:
     """Return the folder for this project's own files: ``LLMASOS_HOME``, else ``~/.cache/llmasos``."""
     return Path(os.environ.get("LLMASOS_HOME") or Path.home() / ".cache" / "llmasos")
+
+
+def keys_file() -> Path:
+    """Return where the server's keys are: ``LLMASOS_KEYS``, else ``keys.json`` in the project's own folder."""
+    return Path(os.environ.get("LLMASOS_KEYS") or home() / "keys.json")
 
 
 def hub_endpoint() -> str:
@@ -108,6 +114,11 @@ def asked_threads() -> int | None:
 def for_other_machines() -> dict[str, str]:
     """Return the settings that a training takes along where it computes on other machines; no secrets."""
     names = ("LLMASOS_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def settings_here(names: Iterable[str]) -> dict[str, str]:
+    """Return those variables that are set here."""
     return {name: os.environ[name] for name in names if name in os.environ}
 
 

@@ -10,6 +10,7 @@
     ├── BundleError     ValueError       a model folder that is damaged, unsafe or not a model
     ├── ParityError     ArithmeticError  two ways to compute the same thing disagree: how much, where
     ├── TrainingError   RuntimeError     a run that cannot go on (loss not finite, nothing to learn)
+    ├── DeploymentError RuntimeError     a server that does not run as the place it goes to asks
     ├── AnswerError     ValueError       what a model wrote cannot be used: its words
     ├── RemoteError     ConnectionError  a hub, cloud or server that cannot be reached or refused
     │   └── BrokenOffError               an answer broke off while it came: what there was of it
@@ -140,6 +141,10 @@ class TrainingError(LLMasOSError, RuntimeError):
     """A run that cannot go on. ``kept``: the model, task and run up to there, where something was learned."""
 
     kept: tuple[Any, ...] = ()
+
+
+class DeploymentError(LLMasOSError, RuntimeError):
+    """A server that does not run as the place that it goes to asks for."""
 
 
 class AnswerError(LLMasOSError, ValueError):

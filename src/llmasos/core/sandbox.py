@@ -12,6 +12,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from typing import IO, NamedTuple
 
@@ -88,26 +89,33 @@ def _tail(file: IO[bytes], size: int = 4096) -> str:
 
 # In a process of its own, because namespaces can only be left by the whole of a single-threaded process. The user
 # inside is no root, so that the last exec takes away all rights that the namespaces gave.
-_INSIDE = r"""
+_BEGIN = r"""
 import ctypes, os, resource, sys
-folder, seconds, memory, disk, processes = sys.argv[1], *map(int, sys.argv[2:])
-source = sys.stdin.buffer.read()
 libc = ctypes.CDLL(None, use_errno=True)
 
 def must(result, what):
     if result != 0:
         sys.exit(f"{what}: {os.strerror(ctypes.get_errno())}")
 
-user, group = os.getuid(), os.getgid()
+def enter(namespaces, person):
+    user, group = os.getuid(), os.getgid()
+    must(libc.unshare(namespaces), "no namespaces")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{person} {user} 1"), ("gid_map", f"{person} {group} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    PRIVATE = 0x4000 | 0x40000
+    must(libc.mount(b"none", b"/", None, PRIVATE, None), "no mounts of its own")
+    attributes = (ctypes.c_uint64 * 4)(1, 0, 0, 0)  # read-only
+    must(libc.syscall(442, -100, b"/", 0x8000, ctypes.byref(attributes), 32), "no read-only disk")
+
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
-must(libc.unshare(NEWNS | NEWIPC | NEWUSER | NEWPID | NEWNET), "no namespaces")
-for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {user} 1"), ("gid_map", f"1000 {group} 1")):
-    with open(f"/proc/self/{name}", "w") as file:
-        file.write(text)
-PRIVATE = 0x4000 | 0x40000
-must(libc.mount(b"none", b"/", None, PRIVATE, None), "no mounts of its own")
-attributes = (ctypes.c_uint64 * 4)(1, 0, 0, 0)  # read-only
-must(libc.syscall(442, -100, b"/", 0x8000, ctypes.byref(attributes), 32), "no read-only disk")
+"""
+_INSIDE = (
+    _BEGIN
+    + r"""
+folder, seconds, memory, disk, processes = sys.argv[1], *map(int, sys.argv[2:])
+source = sys.stdin.buffer.read()
+enter(NEWNS | NEWIPC | NEWUSER | NEWPID | NEWNET, 1000)
 must(libc.mount(b"none", folder.encode(), b"tmpfs", 6, f"size={disk},mode=777".encode()), "no folder in memory")
 child = os.fork()
 if child:
@@ -125,3 +133,37 @@ null = os.open("/dev/null", os.O_RDONLY)
 os.dup2(null, 0)
 os.execv(sys.executable, [sys.executable, "-I", "-S", "program.py"])
 """
+)
+_READ_ONLY = (
+    _BEGIN
+    + r"""
+count = int(sys.argv[1])
+enter(NEWNS | NEWUSER, 10001)
+for folder in sys.argv[2 : 2 + count]:
+    must(libc.mount(b"none", folder.encode(), b"tmpfs", 6, b"mode=777"), "no folder in memory")
+os.execv(sys.argv[2 + count], sys.argv[2 + count :])
+"""
+)
+
+
+def read_only(words: Sequence[str], writable: Sequence[str]) -> list[str]:
+    """Return a command line that runs a program on a disk that it cannot write, but for folders in memory.
+
+    The program has the process's own number, and is no root.
+
+    Args:
+        words: the program, by its full path, and its arguments.
+        writable: full paths of folders that are there; what lies in them is hidden.
+    """
+    return [sys.executable, "-I", "-S", "-c", _READ_ONLY, str(len(writable)), *writable, *words]
+
+
+@cache
+def read_only_problem() -> str:
+    """Return why no program can be run so here, or nothing."""
+    if sys.platform != "linux":
+        return f"{sys.platform} has no namespaces"
+    with tempfile.TemporaryDirectory() as folder:
+        asked = read_only([sys.executable, "-I", "-S", "-c", ""], [folder])
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["the trial failed"])[-1]

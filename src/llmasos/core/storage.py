@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .atomic import full_disk, hold
+from .bundle import inside
 from .errors import BundleError, LLMasOSError, MissingExtraError, RemoteError, UsageError
 
 MANIFEST = "manifest.json"
@@ -111,6 +113,62 @@ class Storage:
                 if target.stat().st_size != told["bytes"] or _digest(target) != told["sha256"]:
                     raise _damaged(self.url, name, key)
 
+    def bring(self, files: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+        """Copy files of the URL itself into a folder, which is there whole or not at all; go on where a copy broke off.
+
+        Args:
+            files: sizes as ``bytes``, and where it is known the ``sha256`` of each, by names.
+            folder: takes its name when all of them are there.
+
+        Raises:
+            BundleError: a file is not as it is told, or has a name outside of the folder.
+            RemoteError: it could not be read.
+        """
+        if outside := [name for name in files if not inside(name)]:
+            raise BundleError(f"{self.url} names a file outside its folder: {outside[0]}", hint="do not use it")
+        part = folder.with_name(f"{folder.name}.part")
+        part.mkdir(parents=True, exist_ok=True)
+        with hold(part), reaching(self.url), full_disk(folder):
+            for name, told in files.items():
+                path, digest = part / name, told.get("sha256")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    self._continue(self._at(name), path, int(told["bytes"]))
+                except FileNotFoundError as error:
+                    raise _damaged(self.url, "", name) from error
+                if path.stat().st_size != told["bytes"] or (digest and _digest(path) != digest):
+                    path.unlink()
+                    raise _damaged(self.url, "", name)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+
+    def _continue(self, source: str, path: Path, size: int) -> None:
+        """Copy what a file does not have yet."""
+        have = path.stat().st_size if path.exists() else 0
+        if have > size:
+            have = 0
+        with path.open("r+b" if have else "wb") as out, self._fs.open(source, "rb") as stream:
+            out.truncate(have)
+            out.seek(have)
+            stream.seek(have)
+            shutil.copyfileobj(stream, out, 1 << 20)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the files below the URL, with their sizes; none where there is nothing."""
+        with reaching(self.url):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.find(self._path, detail=True)
+            except FileNotFoundError:
+                return {}
+            start = len(self._path.rstrip("/")) + 1
+            return {str(path)[start:]: int(about["size"]) for path, about in found.items()}
+
+    def read(self, name: str) -> bytes:
+        """Return a small file."""
+        with reaching(self.url):
+            return bytes(self._fs.cat_file(self._at(name)))
+
     def manifest(self, name: str) -> dict[str, dict[str, Any]] | None:
         """Return the files of a folder, or None if it is not there whole."""
         with reaching(self.url):
@@ -147,4 +205,5 @@ def _digest(file: Path) -> str:
 
 
 def _damaged(url: str, name: str, key: str) -> BundleError:
-    return BundleError(f"{url}/{name} is damaged: {key} is not as it was written", hint="write it again")
+    url = "/".join(part for part in (url, name) if part)
+    return BundleError(f"{url} is damaged: {key} is not as it was written", hint="write it again")

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..core import atomic
-from ..core.environment import home
+from ..core.environment import keys_file
 from ..core.errors import UsageError, did_you_mean
 
 PREFIX = "lm-"
@@ -67,11 +67,11 @@ class KeyFile:
     """The keys of this machine.
 
     Args:
-        path: where they are; ``keys.json`` in the project's own folder if not given.
+        path: where they are; ``LLMASOS_KEYS``, or ``keys.json`` in the project's own folder, if not given.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path or home() / "keys.json"
+        self.path = path or keys_file()
         self._seen: tuple[int, ...] | None = None
         self._keys: dict[str, Key] = {}
 

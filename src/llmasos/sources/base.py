@@ -67,7 +67,7 @@ def locate(
             return found._replace(ref=str(ref))
     raise UsageError(
         f"{str(ref)!r} is not a reference to a model",
-        hint="give a folder, pkg:NAME of an installed package, or a Hub id such as org/name",
+        hint="give a folder, a URL, pkg:NAME of an installed package, or a Hub id such as org/name",
     )
 
 

@@ -1,0 +1,332 @@
+"""What all targets share: a deployment settled from its options, and its files written into a folder.
+
+The folder stays the user's: a file that was edited by hand since it was rendered is shown, not overwritten, and what
+holds a secret is not written at all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import __version__
+from .core import atomic, bundle, plugins
+from .core.config import DeployConfig, parse_size
+from .core.environment import home
+from .core.errors import BundleError, DeploymentError, UsageError, did_you_mean
+from .core.events import Event, Note
+from .targets.base import Deployment, State, Target, Validated
+
+RECORD = ".llmasos-render"
+"""What was rendered, by its hashes. Without an ending: ``kubectl apply -f`` reads every ``.json`` of a folder."""
+MEMORY = 1_500_000_000
+"""Bytes of a server before it has opened a model."""
+PATIENCE, PAUSE = 1800.0, 10.0
+"""Seconds that a deployment may take to get ready, and between two looks."""
+
+
+class Job(NamedTuple):
+    """A target, what is deployed there, and the model's folder."""
+
+    target: Target
+    deployment: Deployment
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What was written.
+
+    Args:
+        target: the target's name.
+        folder: where.
+        files: their names in it.
+        removed: files of an earlier rendering that are not among them any more.
+        validated: what the makers' own tool says; None where there is none.
+        steps: the commands that put them there.
+    """
+
+    target: str
+    folder: Path
+    files: tuple[str, ...]
+    removed: tuple[str, ...]
+    validated: Validated | None
+    steps: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return asdict(self) | {"folder": str(self.folder)}
+
+
+def settled(target: str, folder: Path, options: Mapping[str, Any], *, called: str = "") -> Job:
+    """Return what is to be deployed.
+
+    Args:
+        target: its name.
+        folder: the model's.
+        options: of ``DeployConfig``, and the target's own.
+        called: the model's name; its folder's if not given.
+
+    Raises:
+        UsageError: there is no such target or option, or it does nothing there.
+        BundleError: the model's folder is damaged.
+    """
+    plugin: Target = plugins.load("targets", target)
+    shared = {field.name for field in fields(DeployConfig)}
+    own = {field.name for field in fields(plugin.settings)}
+    for name in options:
+        if name not in shared | own:
+            known = sorted(own | set(plugin.takes))
+            raise UsageError(f"there is no option {name!r} in {target}",
+                             hint=f"{did_you_mean(name, known)}known: {', '.join(known)}")  # fmt: skip
+        if name in shared and name not in plugin.takes:
+            raise UsageError(f"{name} does nothing in {target}", hint=f"leave it out; known: {', '.join(plugin.takes)}")
+    config = DeployConfig.of({name: value for name, value in options.items() if name in shared})
+    settings = plugin.settings.of({name: value for name, value in options.items() if name in own})
+    bundle.check_folder(folder)
+    bundle.verify(folder)
+    return Job(plugin, _deployment(folder.resolve(), config, settings, called or folder.resolve().name), folder)
+
+
+def _deployment(folder: Path, config: DeployConfig, settings: Any, called: str) -> Deployment:
+    name = config.name or _name_of(called)
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
+        raise UsageError(f"name={name!r}", hint="up to 40 of a-z, 0-9 and - between them, with a letter first")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    image = config.image or f"{name if config.weights == 'inside' else 'llmasos'}:{__version__}"
+    return Deployment(
+        name=name, model=str(folder), size=size, version=__version__, image=image, replicas=config.replicas,
+        max_replicas=config.max_replicas or config.replicas, cpus=config.cpus,
+        memory=parse_size("memory", config.memory) if config.memory else MEMORY + 3 * size, gpu=config.gpu,
+        port=config.port, region=config.region, instance=config.instance, engine=config.engine,
+        quantize=config.quantize, precision=config.precision, keys_secret=config.keys_secret or f"{name}-keys",
+        weights=config.weights, extra=_extra(folder, config), own=settings,
+    )  # fmt: skip
+
+
+def _name_of(called: str) -> str:
+    """Return a name as clusters and clouds take it."""
+    plain = re.sub(r"[^a-z0-9]+", "-", called.lower()).strip("-")
+    return (plain if plain[:1].isalpha() else f"model-{plain}")[:40].strip("-")
+
+
+def _extra(folder: Path, config: DeployConfig) -> str:
+    """Return the extras of this package that run the model there, with commas between."""
+    from .serving.facts import AUTO, ENGINES
+
+    if config.engine not in (None, *(known := (AUTO, *ENGINES))):
+        raise UsageError(f"engine={config.engine!r}",
+                         hint=f"{did_you_mean(str(config.engine), known)}one of {', '.join(known)}")  # fmt: skip
+    artifact = bundle.artifact_of(bundle.read_manifest(folder))
+    way = ENGINES.get(config.engine or "")
+    target = way.target if way else artifact["target"] if artifact else None
+    exporter = plugins.load("exporters", target).extra if target in plugins.names("exporters") else ""
+    return ",".join(dict.fromkeys(filter(None, (exporter, way.extra if way else ""))))
+
+
+def render(job: Job, output: str | Path, *, overwrite: bool = False) -> Rendered:
+    """Write a target's files into a folder, each whole or not at all.
+
+    Args:
+        job: as ``settled`` gives it.
+        output: the folder; what else is in it stays.
+        overwrite: replace files that were edited by hand.
+
+    Raises:
+        UsageError: a setting is missing, a secret would be written, the makers' own tool refuses the files, or some
+            were edited by hand: then nothing is written.
+    """
+    target, folder = job.target, Path(output).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", hint="give the path of a folder")
+    files = target.render(job.deployment)
+    steps = tuple(target.steps(job.deployment, str(output)))
+    _refuse_secrets({**files, "the commands": "\n".join(steps)})
+    validated = target.validate(files)
+    if validated is not None and validated.problems:
+        raise UsageError("\n  ".join([f"{validated.tool} refuses what would be rendered", *validated.problems]),
+                         hint="other options")  # fmt: skip
+    before = _record(folder)
+    edited = [name for name in {**files, **before} if _is_edited(folder, name, files.get(name), before.get(name))]
+    if edited and not overwrite:
+        shown = "\n".join(_difference(folder / name, files.get(name, "")) for name in edited)
+        raise UsageError(f"edited by hand since they were rendered: {', '.join(edited)}\n{shown}",
+                         hint="another folder, or --overwrite, which loses the lines with a -")  # fmt: skip
+    return Rendered(target.name, folder, tuple(files), _write(folder, files, before), validated, steps)
+
+
+# -- there --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A deployment that was put somewhere from here, as this machine remembers it."""
+
+    name: str
+    target: str
+    region: str | None = None
+
+    @property
+    def plugin(self) -> Target:
+        """Its target."""
+        found: Target = plugins.load("targets", self.target)
+        return found
+
+
+def apply(job: Job, *, patience: float = PATIENCE) -> Generator[Event, None, State]:
+    """Put a deployment there, and wait until it answers; what never does is removed again.
+
+    It is remembered before anything is made, so that ``placed`` finds it however this ends.
+
+    Args:
+        job: as ``settled`` gives it.
+        patience: seconds that it may take to get ready.
+
+    Raises:
+        UsageError: the target is not applied from here, or the name is taken.
+        RemoteError: the place cannot be reached, or refuses.
+        DeploymentError: it did not get ready; nothing of it is left.
+    """
+    target, d = job.target, job.deployment
+    if not target.applies:
+        steps = "; ".join(target.steps(d, "DIR"))
+        raise UsageError(f"what goes to {target.name} is not put there from here yet",
+                         hint=f"--render DIR, --rehearse, and then: {steps}")  # fmt: skip
+    files = target.render(d)
+    _refuse_secrets(files)
+    path = _memory(d.name)
+    if path.is_file() and (old := placed(d.name)).target != target.name:
+        raise UsageError(f"{d.name} is in {old.target} already", hint=f"llmasos deploy rm {d.name}, or another --name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(path, asdict(Placed(d.name, target.name, d.region)))
+    yield from target.apply(d, files)
+    until, told = time.monotonic() + patience, ""
+    while (now := target.state(d.name, d.region)) is None or not now.ready:
+        if now is not None and now.word != told:
+            told = now.word
+            yield Note(f"{d.name}: {told}")
+        if (now is not None and now.failed) or time.monotonic() > until:
+            why = now.why if now is not None and now.failed else f"not ready within {patience:g} s"
+            yield Note(f"removing {d.name}", "warning")
+            last = "".join(f"\n  {line[:300]}" for line in list(target.logs(d.name, d.region))[-12:])
+            removed(placed(d.name))
+            raise DeploymentError(f"{d.name} never got ready: {why}\nthe end of its log:{last or ' (nothing)'}",
+                                  hint="--rehearse runs the same here")  # fmt: skip
+        time.sleep(min(PAUSE, patience / 10))
+    yield from target.finish(d, files)
+    return now
+
+
+def placed(name: str) -> Placed:
+    """Return a deployment that was put somewhere from this machine.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    path = _memory(name)
+    known = sorted(one.stem for one in path.parent.glob("*.json"))
+    if name not in known:
+        raise UsageError(f"no deployment {name!r} was put anywhere from here",
+                         hint=f"{did_you_mean(name, known)}known: {', '.join(known) or 'none'}")  # fmt: skip
+    try:
+        found = Placed(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise BundleError(f"{path} is damaged", hint="remove it, and look with the place's own tools") from error
+    return found
+
+
+def removed(one: Placed) -> list[str]:
+    """Remove a deployment there, then its memory here; return what was removed."""
+    found = list(one.plugin.remove(one.name, one.region))
+    _memory(one.name).unlink(missing_ok=True)
+    return found
+
+
+def _memory(name: str) -> Path:
+    return home() / "deployments" / f"{name}.json"
+
+
+# -- the folder ---------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, files: Mapping[str, str], before: Mapping[str, list[str]]) -> tuple[str, ...]:
+    """Write files; return the names of those that are gone. A crash on the way leaves nothing that looks edited."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = {name: [_hash(text)] for name, text in files.items()}
+    either = {name: sorted({*before.get(name, []), *hashes.get(name, [])}) for name in {**before, **hashes}}
+    atomic.write_text(folder / RECORD, json.dumps(either, indent=1) + "\n")
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(path, text, mode=0o777 if text.startswith("#!") else 0o666)
+    removed = tuple(sorted(name for name in before if name not in files and (folder / name).exists()))
+    for name in removed:
+        (folder / name).unlink()
+    atomic.write_text(folder / RECORD, json.dumps(hashes, indent=1) + "\n")
+    return removed
+
+
+def _record(folder: Path) -> dict[str, list[str]]:
+    """Return the hashes that a file may have, by its name."""
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        found = {str(name): [str(one) for one in hashes] for name, hashes in json.loads(path.read_text()).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise BundleError(f"{path} is damaged", hint="remove it, or choose another folder") from error
+    if outside := [name for name in found if not bundle.inside(name)]:
+        raise BundleError(f"{path} names a file outside of the folder: {outside[0]}", hint="do not trust this folder")
+    return found
+
+
+def _is_edited(folder: Path, name: str, text: str | None, known: list[str] | None) -> bool:
+    path = folder / name
+    if not path.exists():
+        return False
+    found = _hash(path.read_bytes().decode("utf-8", "replace"))
+    return found not in (known or []) and (text is None or found != _hash(text))
+
+
+def _difference(path: Path, text: str) -> str:
+    old = path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
+    new = text.splitlines(keepends=True)
+    lines = difflib.unified_diff(old, new, str(path), f"{path.name}, as it would be rendered")
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# -- secrets ------------------------------------------------------------------------------------------
+
+
+def _refuse_secrets(files: Mapping[str, str]) -> None:
+    """Refuse texts that hold what looks like a secret; the error does not repeat it."""
+    for name, text in files.items():
+        for kind, pattern in _SECRETS.items():
+            if pattern.search(text):
+                raise UsageError(f"{name} would hold a secret: {kind}",
+                                 hint="leave it out; the place's own secrets bring it")  # fmt: skip
+
+
+_SECRETS = {
+    "a key of this server": re.compile(r"\blm-[A-Za-z0-9_-]{32,}"),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY"),
+    "an access key of AWS": re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+    "a token of Hugging Face": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
+    "a token of GitHub": re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{30,}"),
+    "a key of an API": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
+    "a signed address": re.compile(r"[?&](?:sig|X-Amz-Signature|X-Goog-Signature)=[A-Za-z0-9%+/=]{16,}"),
+    "a key of an Azure account": re.compile(r"AccountKey=[A-Za-z0-9+/=]{40,}"),
+    "a token": re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}"),
+    "a password in an address": re.compile(r"\b[a-z][a-z0-9+]*://[^\s/:@]+:[^\s/@]+@"),
+}

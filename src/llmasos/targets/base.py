@@ -1,0 +1,301 @@
+"""What a target is: a place that a model is deployed to, as files, and what that place asks of the server.
+
+A file beside this one is one place. Its files are a function of a ``Deployment`` alone: no clock, no machine, no
+network, so the same deployment is always the same text. What the place does with the server it starts is data, a
+``Contract``, which ``rehearsal.py`` runs against a real process before any money is spent. What is rendered names the
+command line of that process; nothing else here knows the server.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+from ..core.config import Config
+from ..core.errors import UsageError
+from ..core.events import Event
+
+SERVER = ("cpus", "engine", "quantize", "precision")
+"""Options that change the server's command line."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model on its way to a place; the options are those of ``DeployConfig``, settled.
+
+    Args:
+        name: what it is called there.
+        model: its folder on this machine.
+        size: bytes of its files.
+        version: of this package.
+        extra: the extra of this package that the server needs besides ``serve``; empty for none.
+        own: the target's own settings.
+    """
+
+    name: str
+    model: str
+    size: int
+    version: str
+    image: str
+    replicas: int
+    max_replicas: int
+    cpus: float
+    memory: int
+    gpu: int
+    port: int
+    region: str | None
+    instance: str | None
+    engine: str | None
+    quantize: str | None
+    precision: str
+    keys_secret: str
+    weights: str
+    extra: str
+    own: Any
+
+    @property
+    def inside(self) -> bool:
+        """Whether the image holds the model."""
+        return self.weights == "inside"
+
+    @property
+    def package(self) -> str:
+        """What pip installs."""
+        return f"llmasos[{','.join(filter(None, ('serve', self.extra)))}]=={self.version}"
+
+    def needs(self, option: str, value: Any, example: str) -> str:
+        """Return a value without which nothing can be rendered.
+
+        Raises:
+            UsageError: it is not given.
+        """
+        if not value:
+            raise UsageError(f"{option} is not given", hint=f"--set {option}={example}")
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A path that the place asks by itself.
+
+    Args:
+        path: answered with 200 when all is well.
+        seconds: that an answer may take.
+        within: seconds from the start until it must be well.
+    """
+
+    path: str
+    seconds: float
+    within: float
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How rows reach the model there, and answers come back.
+
+    Args:
+        path: where they are asked.
+        seconds: that an answer may take.
+        body: makes a request of rows and options.
+        read: finds the answers in a response, one for each row.
+    """
+
+    path: str
+    seconds: float
+    body: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], Any]
+    read: Callable[[Any], list[Any]]
+
+
+class Copies(NamedTuple):
+    """Processes that do the same: how many, how their names begin, and seconds until one that died is replaced."""
+
+    many: int
+    called: str
+    again: float
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a place does with the server, from its start to its end.
+
+    Args:
+        words: the command line that it starts, after ``llmasos``.
+        model: where it has put the model.
+        port: where it looks for the server.
+        ready: asked until it is well, and before requests are sent.
+        live: the server is killed where it is not well.
+        ask: how rows reach it.
+        grace: seconds from SIGTERM to SIGKILL.
+        pause: seconds between the last new request and SIGTERM.
+        accepts: seconds in which a connection must be accepted.
+        environment: variables that it sets.
+        here: variables by which the server can be told, elsewhere than there, other places for what ``environment``
+            and ``words`` do not name.
+        archive: the file that the model comes in, unpacked there; None where it is a folder.
+        keys: where the keys lie; None where the place itself checks who asks.
+        closed: paths that nobody may reach.
+        writable: the only folders that can be written; None where all can.
+        module: what is run with the words.
+        files: texts that the words name, by their paths.
+        copies: what runs side by side there; one is killed under load.
+    """
+
+    words: tuple[str, ...]
+    model: str
+    port: int
+    ready: Probe
+    live: Probe
+    ask: Ask
+    grace: float
+    pause: float = 0.0
+    accepts: float | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    here: Mapping[str, str] = field(default_factory=dict)
+    archive: str | None = None
+    keys: str | None = None
+    closed: tuple[str, ...] = ()
+    writable: tuple[str, ...] | None = None
+    module: str = "llmasos"
+    files: Mapping[str, str] = field(default_factory=dict)
+    copies: Copies | None = None
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What a tool of the place's own makers says of rendered files.
+
+    Args:
+        tool: its name and version.
+        problems: what is wrong, a line each.
+        missing: how to get the tool, where it is not here and nothing was checked.
+    """
+
+    tool: str
+    problems: tuple[str, ...] = ()
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """How a deployment is, there.
+
+    Args:
+        word: in the place's own word.
+        ready: whether it answers.
+        failed: whether it never will.
+        why: what the place says of it.
+        address: where it is asked, as the place writes it.
+    """
+
+    word: str
+    ready: bool = False
+    failed: bool = False
+    why: str = ""
+    address: str = ""
+
+
+class Target(ABC):
+    """One place.
+
+    One that ``applies`` puts there by itself what it renders, with the place's own library and its credentials. What it
+    does again does no harm: it was perhaps broken off.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    """What it is, in a line."""
+    takes: ClassVar[tuple[str, ...]]
+    """The options of ``DeployConfig`` that say something there; all others are refused."""
+    settings: ClassVar[type[Config]] = Config
+    """Its own options."""
+
+    @abstractmethod
+    def render(self, deployment: Deployment) -> dict[str, str]:
+        """Return its files: text by the path inside the folder.
+
+        Raises:
+            UsageError: a setting is missing that the files cannot be without.
+        """
+
+    @abstractmethod
+    def steps(self, deployment: Deployment, folder: str) -> list[str]:
+        """Return the commands by which what lies in a folder is put there, by the place's own tools."""
+
+    applies: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Packages by which it does."""
+    extra: ClassVar[str] = ""
+    """The extra that brings them."""
+
+    def apply(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
+        """Put there what was rendered; it need not be ready yet.
+
+        Raises:
+            UsageError: the name is taken, or something of it cannot be had there.
+            RemoteError: the place cannot be reached, or refuses.
+        """
+        del deployment, files
+        raise self._refusal("apply")
+
+    def finish(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
+        """Put there what can only be put there when it is ready."""
+        del deployment, files
+        yield from ()
+
+    def state(self, name: str, region: str | None) -> State | None:
+        """Return how a deployment is; None where there is none of that name."""
+        del name, region
+        raise self._refusal("status")
+
+    def logs(self, name: str, region: str | None) -> Iterator[str]:
+        """Yield what its servers have written, a line each, the last hour's."""
+        del name, region
+        raise self._refusal("logs")
+
+    def remove(self, name: str, region: str | None) -> Iterator[str]:
+        """Remove all of it that is there; yield what was removed."""
+        del name, region
+        raise self._refusal("rm")
+
+    def _refusal(self, verb: str) -> UsageError:
+        return UsageError(f"{verb} is not there yet for {self.name}", hint="use the place's own commands")
+
+    def contract(self, deployment: Deployment) -> Contract | None:
+        """Return what it does with the server; None where that cannot be run on one machine."""
+        del deployment
+        return None
+
+    def validate(self, files: Mapping[str, str]) -> Validated | None:
+        """Check rendered files by the makers' own tool; None where there is none."""
+        del files
+        return None
+
+
+# -- how rows are asked -------------------------------------------------------------------------------
+
+
+def infer(name: str, seconds: float) -> Ask:
+    """Ask by the Open Inference Protocol, which knows every task."""
+
+    def body(rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Any:
+        data = [json.dumps(row) for row in rows]
+        tensor = {"name": "rows", "datatype": "BYTES", "shape": [len(data)], "data": data}
+        return {"inputs": [tensor], "parameters": dict(options)}
+
+    def read(answer: Any) -> list[Any]:
+        found = {one["name"]: one for one in answer["outputs"]}
+        if "prediction" in found:
+            return [json.loads(text) for text in found["prediction"]["data"]]
+        count, width = found["embedding"]["shape"]
+        flat = found["embedding"]["data"]
+        return [flat[i * width : (i + 1) * width] for i in range(count)]
+
+    return Ask(f"/v2/models/{name}/infer", seconds, body, read)
+
+
+def listed(path: str, seconds: float, key: str) -> Ask:
+    """Ask with a list of rows under a key; the answer is a list."""
+    return Ask(path, seconds, lambda rows, options: {key: list(rows), "parameters": dict(options)}, list)

@@ -1,0 +1,50 @@
+"""What each target renders of one deployment, as golden files; ``python tests/golden_targets.py`` writes them anew."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmasos.core import plugins
+from llmasos.targets.base import Deployment
+
+FOLDER = Path(__file__).parent / "golden" / "targets"
+EDGES: dict[str, dict[str, Any]] = {
+    "small": {},
+    "large": {"replicas": 2, "max_replicas": 8, "gpu": 1, "weights": "inside", "region": "eu-central-1"},
+}
+"""Two deployments: what one gets by saying nothing, and one that scales, on CUDA, with the weights inside."""
+NEEDED = {"sagemaker": {"role": "arn:aws:iam::123456789012:role/serve", "bucket": "s3://models"}}
+
+
+def deployment(target: str, settings: dict[str, str] | None = None, **changed: Any) -> Deployment:
+    """Return a deployment of a small model, with what is given changed."""
+    own = plugins.load("targets", target).settings.of({**NEEDED.get(target, {}), **(settings or {})})
+    plain = Deployment(
+        name="mine", model="/home/me/mine", size=90_000_000, version="1.2.3", image="llmasos:1.2.3", replicas=1,
+        max_replicas=1, cpus=2.0, memory=1_770_000_000, gpu=0, port=8000, region=None, instance=None, engine=None,
+        quantize=None, precision="auto", keys_secret="mine-keys", weights="outside", extra="", own=own,
+    )  # fmt: skip
+    return replace(plain, **changed)
+
+
+def rendered(target: str, edge: str) -> dict[str, str]:
+    """Return the files of a target, the dashboard but for its first line."""
+    plugin, changed = plugins.load("targets", target), EDGES[edge]
+    d = deployment(target, **{name: value for name, value in changed.items() if name in plugin.takes})
+    files = {**plugin.render(d), "steps.txt": "".join(f"{step}\n" for step in plugin.steps(d, "OUT"))}
+    if "grafana/llmasos.json" in files:
+        files["grafana/llmasos.json"] = files["grafana/llmasos.json"][:20]
+    return files
+
+
+if __name__ == "__main__":
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    for target in plugins.names("targets"):
+        for edge in EDGES:
+            for name, text in rendered(target, edge).items():
+                path = FOLDER / target / edge / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
