@@ -184,6 +184,6 @@ def _written(task: Task, served: Served, kept: Golden, most: int, limit: float) 
         if served.writes:
             choice = {"temperature": 0, "repetition_penalty": 1, "max_tokens": most}
             yield Case({"prompt": list(prompt), **choice}, {"choices": [{"text": text}]}, writes=True)
-        elif task.prompt(_asked(task, row), served.parts.tokenizer) == list(prompt):  # else it was cut when it was saved
+        elif task.prompt(_asked(task, row), served.parts.tokenizer) == list(prompt):  # one that was cut is not asked
             found = plain(task.answer(row, Generation(text, list(certain), "", len(prompt))))
             yield Case({"inputs": _asked(task, row), "max_new_tokens": most}, {"text": found["text"]})
