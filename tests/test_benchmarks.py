@@ -161,9 +161,10 @@ def test_served_engines_and_those_that_are_driven_directly():
     rates = {"serve_8": 90.0, "serve:llama-server:f16_8": 99.0, "llama-server:f16_8": 100.0, "serve_1": 50.0}
     runs = [Run(name, 0, {"rate": rate}) for name, rate in rates.items()]
     runs.append(Run("machine", 0, {"read_gb_s": 10.0, "weight_mb": 100.0}))
-    found = serve.beside(runs, 8)
+    found = serve.beside(runs, 8, serve.DIRECT, "the better peer", 0.95)
     assert (found.met, found.reached) == (True, "0.99x (serve:llama-server:f16 against llama-server:f16)")
-    assert serve.beside(runs, 32).met is None
+    assert found.text == "8 clients: at least 0.95x the better peer"
+    assert serve.beside(runs, 32, serve.DIRECT, "the better peer", 0.95).met is None
     assert serve.limit(runs).endswith("allows 100 tokens/s; of that serve 50 %")
 
 

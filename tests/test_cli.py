@@ -105,6 +105,7 @@ JSON_WORDS = {
     "chat": ["starter-chat"],
     "keys": ["list"],
     "deploy": ["docker", "tuned", "--render", "image"],
+    "new": ["app", "my-desk", "--template", "support"],
 }
 
 

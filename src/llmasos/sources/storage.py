@@ -31,8 +31,8 @@ class Remote:
     order = 15
 
     def matches(self, ref: str) -> bool:
-        """Say whether the reference is a URL."""
-        return is_url(ref)
+        """Say whether the reference is a URL, but for a web page's: there no folder can be listed."""
+        return is_url(ref) and not ref.startswith(("http://", "https://"))
 
     def fetch(self, ref: str, *, revision: str | None, cache_dir: Path | None, weights: bool = True) -> Located:
         """Copy the model to the cache, or find it there, and check it; see ``Source.fetch``."""
