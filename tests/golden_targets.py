@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from llmasos.core import plugins
 from llmasos.targets.base import Deployment
 
@@ -28,6 +31,14 @@ def deployment(target: str, settings: dict[str, str] | None = None, **changed: A
         quantize=None, precision="auto", keys_secret="mine-keys", weights="outside", extra="", own=own,
     )  # fmt: skip
     return replace(plain, **changed)
+
+
+def save_light(folder: Path) -> Path:
+    """Write a model of which nothing is computed, without torch; return its folder."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    save_file({"weight": np.zeros(10, np.float32)}, folder / "model.safetensors")
+    return folder
 
 
 def rendered(target: str, edge: str) -> dict[str, str]:

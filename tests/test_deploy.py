@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from golden_targets import EDGES, FOLDER, deployment, rendered
+from golden_targets import EDGES, FOLDER, deployment, rendered, save_light
 from llmasos.core import plugins
 from llmasos.core.config import DeployConfig
 from llmasos.core.errors import BundleError, UsageError
@@ -20,7 +20,6 @@ from llmasos.deployment import RECORD, Job, render, settled
 from llmasos.targets._server import OPENING
 from llmasos.targets.base import Validated
 from llmasos.targets.helm import filled
-from tiny import save_tiny_bert
 
 NAMES = plugins.names("targets")
 CHANGED: dict[str, Any] = {
@@ -44,7 +43,7 @@ OWN: dict[str, dict[str, str]] = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_bert(tmp_path_factory.mktemp("deploy") / "My_Model.v2")
+    return save_light(tmp_path_factory.mktemp("deploy") / "My_Model.v2")
 
 
 def job(name: str, **changed: Any) -> Job:
@@ -381,7 +380,12 @@ def test_an_answer_that_is_not_the_golden_one_is_told(tuned_model: Path) -> None
     right = expected.answers[0]
     assert expected.check(0, json.loads(json.dumps(right))) == (pytest.approx(0.0), True)
     coarse = Expected(tuned_model, precision="bfloat16")
-    assert coarse.check(0, {**right, "label": "?", "score": right["score"] + 0.05}) == (pytest.approx(0.05), False)
+    assert coarse.tolerance > expected.tolerance
+    number = next(number for number, one in enumerate(coarse.answers) if "score" in one)
+    told, half = coarse.answers[number], coarse.tolerance / 2
+    assert coarse.check(number, {**told, "score": told["score"] + half}).apart == pytest.approx(half, rel=1e-3)
+    with pytest.raises(DeploymentError, match="score"):
+        coarse.check(number, {**told, "score": told["score"] + 3 * half})
     for wrong in ({**right, "label": "?"}, {**right, "score": right["score"] + 0.1}, {}, None):
         with pytest.raises(DeploymentError, match="golden row 1 is answered otherwise"):
             expected.check(0, wrong)

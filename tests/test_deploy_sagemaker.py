@@ -16,12 +16,12 @@ pytest.importorskip("moto.server", reason="needs moto[server]")
 
 import boto3
 
+from golden_targets import save_light
 from llmasos.cli import main
 from llmasos.core.errors import DeploymentError, RemoteError, UsageError
 from llmasos.core.events import result_of
 from llmasos.deployment import Job, apply, placed, settled
 from llmasos.targets.base import State
-from tiny import save_tiny_bert
 
 REGION, ROLE = "eu-central-1", "arn:aws:iam::123456789012:role/serve"
 GIVEN = {"name": "mine", "image": "registry/llmasos:1", "bucket": "s3://models/ours", "role": ROLE, "region": REGION}
@@ -56,7 +56,7 @@ def aws(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save_tiny_bert(tmp_path_factory.mktemp("sagemaker") / "model")
+    folder = save_light(tmp_path_factory.mktemp("sagemaker") / "model")
     (folder / "run").mkdir()
     (folder / "run" / "run.json").write_text("{}")
     return folder

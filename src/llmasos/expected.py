@@ -1,24 +1,21 @@
-"""What a server must answer to a model's golden rows, as its clients see it.
+"""What a server must answer to a model's golden rows, as whoever deploys it sees it: beside ``serving/expected.py``.
 
-Golden outputs are numbers; here they go through the one path of predictions, and what comes out is compared with what a
-server has said in JSON.
+That one tells what is certain of the golden outputs. Where there is nothing of it, and for models that write, which may
+do so with beams, the model itself answers here once, and what a server says is compared with that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from . import golden
 from .certificate import TOLERANCES
 from .core import bundle
 from .core.config import GenerateConfig, PredictConfig
 from .core.errors import BundleError, DeploymentError
-from .data.encoding import flattened
+from .serving.expected import answered
 
 if TYPE_CHECKING:
     from .opening import Opened
@@ -47,28 +44,31 @@ class Expected:
         if kept is None or manifest is None or manifest.get("task") is None:
             raise BundleError(f"{folder} has no golden rows to compare with",
                               hint="finetune, save or export it with this version")  # fmt: skip
-        from .loading import load_tokenizer
-
-        task, tokenizer = bundle.saved_task(manifest["task"], folder), load_tokenizer(folder)
-        self.precision = precision
+        task, model = bundle.saved_task(manifest["task"], folder), _model(folder)
+        limit = TOLERANCES[precision].outputs
         self.options: dict[str, Any] = {}
+        self.precision, self.certain = precision, precision == "float32"
         self.tokens = sum(len(ids) for sequences in kept.ids for ids in sequences) / max(1, len(kept.rows))
+        self.tolerance, found = limit, list[tuple[Any, Any]]()
         if kept.answers is None:
-            found = _answers(kept, task, tokenizer, folder)
+            longest = model._max_length(PredictConfig())
+            cases, tolerance = answered(task, kept, model.tokenizer, longest, limit * kept.largest)
+            found = [(case.body["inputs"], case.expected) for case in cases if "truncate" not in case.body]
+            self.tolerance, self.certain = (tolerance, True) if found else (limit, self.certain)
+            found = found or _predicted(kept, task, model)
         else:
             self.options = {"max_new_tokens": golden.WRITTEN}
-            found = _written(kept, task, folder, precision)
+            found = _written(kept, task, model, precision)
         if not found:
             raise BundleError(f"the golden rows of {folder} are all longer than the model takes",
                               hint="a model that takes longer texts")  # fmt: skip
         self.rows, self.answers = [dict(row) for row, _ in found], [answer for _, answer in found]
-        self._tolerance = max(0.01, TOLERANCES[precision].outputs)
 
     def check(self, number: int, found: Any) -> Compared:
         """Compare an answer.
 
-        Texts must be the same where the server computes in float32; in a coarser format one that lies between two may
-        become the other.
+        What is certain must be the same. Of what a model has answered here itself, texts must be the same where it
+        computes in float32; in a coarser format one that lies between two may become the other.
 
         Raises:
             DeploymentError: it is another one.
@@ -85,66 +85,15 @@ class Expected:
         elif isinstance(wanted, list) and isinstance(found, list) and len(found) == len(wanted):
             parts = [self._compared(one, other, where) for one, other in zip(wanted, found, strict=True)]
         elif isinstance(wanted, float) and isinstance(found, int | float):
-            apart = abs(wanted - found) / max(1.0, abs(wanted))
-            if not apart <= self._tolerance:
+            apart = abs(wanted - found)
+            if not apart <= self.tolerance + 1e-6:  # a JSON number has fewer digits than a wire of tensors
                 raise ValueError(f"{where} is {found:.6g}, not {wanted:.6g}")
             return Compared(apart, True)
         else:
-            if wanted != found and (self.precision == "float32" or not isinstance(found, type(wanted))):
+            if wanted != found and (self.certain or not isinstance(found, type(wanted))):
                 raise ValueError(f"{where} is {found!r:.80}, not {wanted!r:.80}")
             return Compared(0.0, wanted == found)
         return Compared(max((part.apart for part in parts), default=0.0), all(part.same for part in parts))
-
-
-class _Kept:
-    """An engine that gives the golden outputs of the sequences that it is asked for."""
-
-    how, at_once = "golden rows", 1
-
-    def __init__(self, kept: golden.Golden, output: str) -> None:
-        self._of: dict[tuple[int, ...], NDArray[np.float32]] = {}
-        self._joined = output == "token"
-        for sequences, found in zip(kept.ids, kept.outputs, strict=True):
-            ends = np.cumsum([len(ids) for ids in sequences])[:-1]
-            parts = np.split(found, ends) if self._joined else list(found)
-            self._of |= {tuple(ids): part for ids, part in zip(sequences, parts, strict=True)}
-
-    def outputs(self, batch: Any) -> NDArray[np.float32]:
-        """Return the outputs of a batch.
-
-        Raises:
-            BundleError: the tokenizer makes other tokens of a golden row than it did.
-        """
-        try:
-            found = [self._of[tuple(part.tolist())] for part in np.split(batch.ids, batch.offsets[1:-1])]
-        except KeyError as error:
-            raise BundleError("a golden row becomes other tokens than it did",
-                              hint="take the tokenizer files of the model itself") from error  # fmt: skip
-        return np.concatenate(found) if self._joined else np.stack(found)
-
-    def together(self, batches: Sequence[Any]) -> Sequence[NDArray[np.float32]]:
-        """Return the outputs of batches."""
-        return [self.outputs(batch) for batch in batches]
-
-
-def _answers(kept: golden.Golden, task: Any, tokenizer: Any, folder: Path) -> list[tuple[Any, Any]]:
-    """Return the golden rows that are read whole and at once, each with the model's answer, by the path of predictions.
-
-    The golden outputs of single tokens are of those that were left out of a text, and no answer: there the model itself
-    gives it.
-    """
-    from .prediction import Cut, predict
-
-    engine: Any = _Kept(kept, task.output) if task.output != "vocabulary" else _model(folder)._engine(PredictConfig())
-    found = []
-    for row in kept.rows:
-        cut = Cut()
-        how: dict[str, Any] = {"max_length": kept.max_length, "batch_size": 1, "cut": cut}
-        (answer,) = predict(engine, task, tokenizer, [row], **how)
-        windows = flattened(task.encode([row], tokenizer, kept.max_length, labelled=False), task.group)
-        if not cut.rows and len(windows) == 1:  # the server may have longer ones
-            found.append((row, _plain(answer)))
-    return found
 
 
 def _model(folder: Path) -> Opened:
@@ -154,13 +103,27 @@ def _model(folder: Path) -> Opened:
     return Opened(Located(folder, str(folder), None, ""))
 
 
-def _written(kept: golden.Golden, task: Any, folder: Path, precision: str) -> list[tuple[Any, Any]]:
+def _predicted(kept: golden.Golden, task: Any, model: Opened) -> list[tuple[Any, Any]]:
+    """Return the golden rows that are read whole, each with the model's answer."""
+    from .prediction import Cut, predict
+
+    engine, found = model._engine(PredictConfig()), []
+    for row in kept.rows:
+        cut = Cut()
+        how: dict[str, Any] = {"max_length": kept.max_length, "batch_size": 1, "cut": cut}
+        (answer,) = predict(engine, task, model.tokenizer, [row], **how)
+        if not cut.rows:
+            found.append((row, answer.as_dict()))
+    return found
+
+
+def _written(kept: golden.Golden, task: Any, model: Opened, precision: str) -> list[tuple[Any, Any]]:
     """Return the golden rows that are read whole, each with the text that the model itself writes to it here.
 
     Golden answers are the likeliest tokens, and a task may write with beams; the server compares those as it opens.
     """
-    model, how = _model(folder), dict[str, Any](max_new_tokens=golden.WRITTEN)
-    if bundle.artifact_of(bundle.read_manifest(folder)) is None:
+    how: dict[str, Any] = {"max_new_tokens": golden.WRITTEN}
+    if bundle.artifact_of(bundle.read_manifest(model.located.path)) is None:
         how["precision"] = precision
     rows = [row for row, ids in zip(kept.rows, kept.ids, strict=True)
             if len(task.prompt(row, model.tokenizer)) == len(ids[0])]  # fmt: skip
@@ -172,10 +135,3 @@ def _written(kept: golden.Golden, task: Any, folder: Path, precision: str) -> li
         generator = model._generator(config)
         answers = iter(generator.answers([generator.tokens(row["prompt"]) for row in rows], config))
     return [(row, {"text": answer.text}) for row, answer in zip(rows, answers, strict=True)]
-
-
-def _plain(answer: Any) -> Any:
-    """Return an answer as JSON types, as a client sees it."""
-    if hasattr(answer, "as_dict"):
-        return answer.as_dict()
-    return answer.tolist() if hasattr(answer, "tolist") else answer

@@ -97,7 +97,7 @@ def cases_of(served: Served, most: int) -> Cases:
         raise NoGoldenError(f"{served.name} has no golden rows: {why}", hint="save it with LLMasOS")
     limit = TOLERANCES[origin.precision].outputs * kept.largest
     if kept.answers is None:
-        cases, tolerance = _answered(origin.task, served, kept, limit)
+        cases, tolerance = answered(origin.task, kept, served.parts.tokenizer, served.parts.max_length, limit)
     else:
         cases, tolerance = list(_written(origin.task, served, kept, most, limit)), 0.0
     if not cases:
@@ -106,13 +106,21 @@ def cases_of(served: Served, most: int) -> Cases:
     return Cases(origin, origin.task, cases, tolerance)
 
 
-def _answered(task: Task, served: Served, kept: Golden, limit: float) -> tuple[list[Case], float]:
-    """Return the rows of which the server reads the same tokens, and the tolerance for all."""
+def answered(
+    task: Task, kept: Golden, tokenizer: Any, max_length: int, limit: float
+) -> tuple[list[Case], float]:  # fmt: skip
+    """Return the rows of which a server reads the same tokens, and the tolerance for all.
+
+    Args:
+        task, kept, tokenizer: the model's.
+        max_length: the longest text in tokens.
+        limit: how far an output may be.
+    """
     draw, cases, furthest = np.random.default_rng(0), [], 0.0
-    places = golden.examples_of(kept, task, served.parts.tokenizer)
+    places = golden.examples_of(kept, task, tokenizer)
     for row, examples in zip(kept.rows, places, strict=True):
         asked = _asked(task, row)
-        encoding = task.encode([asked], served.parts.tokenizer, served.parts.max_length, labelled=False)
+        encoding = task.encode([asked], tokenizer, max_length, labelled=False)
         if not examples or golden.tokens_of(flattened(encoding, task.group)) != [kept.ids[at] for at in examples]:
             continue  # it was cut to fewer tokens, or is no question without its answer
         outputs = [kept.outputs[at] for at in examples]
