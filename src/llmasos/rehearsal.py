@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from .certificate import TOLERANCES
 from .core import bundle, hardware, sandbox
-from .core.children import PACKAGE, processes_below
+from .core.children import PACKAGE, free_port, processes_below
 from .core.environment import child_environment
 from .core.errors import DeploymentError, MissingExtraError, UsageError
 from .core.events import Event, Note, Phase
@@ -136,7 +136,7 @@ class _Stage:
         self._contract, self._expected, self._root = contract, expected, root
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # as long as this
         self._process: subprocess.Popen[bytes] | None = None
-        self._port, self._secret = _free_port(), ""
+        self._port, self._secret = free_port(), ""
         self._rows = 8 if expected.options else ROWS
         self.command: list[str] = []
         try:
@@ -450,9 +450,3 @@ class _Stage:
                     os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._log.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

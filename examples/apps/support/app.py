@@ -11,6 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,12 @@ def desk(client: Client, folder: Path, *, intents: dict[str, str]) -> FastAPI:
     indexes = {"en": Index.open(f"{folder}/en.db", client, embedding_model="meanings"),
                "zh": Index.open(f"{folder}/zh.db")}  # fmt: skip
     for language, index in indexes.items():
-        index.remove(f"{language}.md")  # entries that are no longer there
-        index.add(entries(language))
-        faq |= {one.id: one for one in entries(language)}
+        here = {one.id: one for one in entries(language)}
+        index.add(here.values())  # what has not changed is not embedded again
+        for number in count(len(here)):  # entries that are no longer there
+            if not index.remove(f"{language}-{number}"):
+                break
+        faq |= here
 
     @app.get("/api/faq")
     def known() -> list[dict[str, str]]:

@@ -9,7 +9,6 @@ this machine alone, and by its own pages alone.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import socket
@@ -33,6 +32,7 @@ from ..core.errors import (
     UsageError,
     did_you_mean,
 )
+from ..serving.guard import is_loopback
 
 try:
     import uvicorn
@@ -256,7 +256,7 @@ class _Gate:
 
     def _refusal(self, headers: dict[str, str]) -> Response | None:
         host = _host(f"//{headers.get('host', '')}")
-        if host not in self._hosts and not _is_loopback(host):
+        if host not in self._hosts and not is_loopback(host):
             return JSONResponse(_told(f"{host or 'this name'} is not served here", "open 127.0.0.1"), 403)
         if "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host"):
             return JSONResponse(_told("another page may not ask this app", "open the app itself"), 403)
@@ -284,13 +284,6 @@ def _host(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # -- errors -------------------------------------------------------------------------------------------

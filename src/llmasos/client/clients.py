@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from functools import wraps
@@ -121,7 +122,7 @@ class Streaming(Generic[P]):
         return ask
 
 
-class _Operations:
+class _Operations(ABC):
     """What both clients can be asked, and what they know."""
 
     _http: Any
@@ -200,13 +201,13 @@ class _Operations:
         return httpx2.Request(call.method, self.url + call.path, headers=self._headers, content=content,
                               extensions={"timeout": timeout})  # fmt: skip
 
+    @abstractmethod
     def _done(self, call: Call[Any]) -> Any:
         """Perform a call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _streamed(self, call: Writing) -> Any:
         """Return the stream of a call."""
-        raise NotImplementedError
 
 
 def _options(url: str) -> dict[str, Any]:

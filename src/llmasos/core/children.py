@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -125,3 +126,10 @@ def processes_below(process: int, called: str) -> list[int]:
             with suppress(psutil.Error):
                 found += [one.pid] if " ".join(one.cmdline()).startswith(called) else []
     return sorted(found)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

@@ -22,6 +22,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, ClassVar
 
 from ..core import hardware
+from ..core.children import free_port
 from ..core.errors import RemoteError, UnavailableError, UsageError
 from ..core.leash import leashed, let_go
 from .base import Choice, News
@@ -194,7 +195,7 @@ class Supervised(ABC):
         """
         self._log.seek(0)
         self._log.truncate()
-        self._key, self._port = secrets.token_urlsafe(32), _free_port()
+        self._key, self._port = secrets.token_urlsafe(32), free_port()
         self._process = leashed(
             self._command(self._port), stdout=self._log, stderr=self._log, environment=self._environment(self._key)
         )
@@ -280,9 +281,3 @@ def _message(body: bytes) -> str:
     with suppress(ValueError, KeyError, TypeError):
         return str(json.loads(body)["error"]["message"])[:300]
     return body.decode(errors="replace")[:300]
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

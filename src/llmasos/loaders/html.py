@@ -30,7 +30,7 @@ class HTML:
             from bs4 import BeautifulSoup
             from bs4.dammit import EncodingDetector
         except ImportError as error:
-            raise MissingExtraError("reading HTML", install='"llmasos[retrieval]"') from error
+            raise MissingExtraError("reading HTML", install='"llmasos[apps]"') from error
         declared = EncodingDetector.find_declared_encoding(content, is_html=True)
         page = BeautifulSoup(decoded(content, encoding or declared), "html.parser")
         title = _line(page.title.get_text()) if page.title else ""

@@ -25,7 +25,7 @@ class PDF:
         try:
             import pypdf
         except ImportError as error:
-            raise MissingExtraError("reading PDF", install='"llmasos[retrieval]"') from error
+            raise MissingExtraError("reading PDF", install='"llmasos[apps]"') from error
         logging.getLogger("pypdf").setLevel(logging.ERROR)  # it tells of every small fault that it repairs
         try:
             return _pages(pypdf.PdfReader(io.BytesIO(content)), source)

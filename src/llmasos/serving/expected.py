@@ -187,11 +187,11 @@ def _written(task: Task, served: Served, kept: Golden, most: int, limit: float) 
         if not certain:
             continue
         ends = exact and len(certain) == len(answer) < longest  # it must not go on, then
-        most = longest if ends else len(certain)
+        count = longest if ends else len(certain)
         text = served.parts.tokenizer.decode(certain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if served.writes:
-            choice = {"temperature": 0, "repetition_penalty": 1, "max_tokens": most}
+            choice = {"temperature": 0, "repetition_penalty": 1, "max_tokens": count}
             yield Case({"prompt": list(prompt), **choice}, {"choices": [{"text": text}]}, writes=True)
         elif task.prompt(_asked(task, row), served.parts.tokenizer) == list(prompt):  # one that was cut is not asked
             found = plain(task.answer(row, Generation(text, list(certain), "", len(prompt))))
-            yield Case({"inputs": _asked(task, row), "max_new_tokens": most}, {"text": found["text"]})
+            yield Case({"inputs": _asked(task, row), "max_new_tokens": count}, {"text": found["text"]})

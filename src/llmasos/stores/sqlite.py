@@ -60,7 +60,7 @@ class File:
             import apsw
             import sqlite_vec
         except ImportError as error:
-            raise MissingExtraError("an index in SQLite", install='"llmasos[retrieval]"') from error
+            raise MissingExtraError("an index in SQLite", install='"llmasos[apps]"') from error
         self._lock = threading.RLock()
         path = place if place == ":memory:" else os.path.abspath(os.path.expanduser(place))
         with _worded(path):
