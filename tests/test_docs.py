@@ -88,7 +88,13 @@ def reader(hub, tmp_path, monkeypatch) -> dict[str, object]:
     return vars(module) | {"train_data": rows, "test_data": [text for text, _ in rows]}
 
 
-@pytest.mark.parametrize("page", **named(WITH_PYTHON))
+def quickly(pages: list[Path]) -> list:
+    """Mark Chinese pages as slow: their code is that of the others, which another test holds."""
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks[".zh-CN" in page.name]) for page in pages]
+
+
+@pytest.mark.parametrize("page", quickly(WITH_PYTHON))
 def test_every_python_block_runs(page, reader):
     for number, block in enumerate(blocks(page, "python"), 1):
         exec(compile(block, f"{page.name}, block {number}", "exec", dont_inherit=True), reader)

@@ -11,7 +11,6 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +47,13 @@ def entries(language: str) -> Iterator[Document]:
 def desk(client: Client, folder: Path, *, intents: dict[str, str]) -> FastAPI:
     """Return the app: its page, what it knows, and how it answers. ``intents``: a classifier for each language."""
     app, faq, tickets = page(HERE / "page"), {}, Tickets(folder / "tickets.jsonl")
-    indexes = {"en": Index.open(f"{folder}/en.db", client, embedding_model="meanings"),
-               "zh": Index.open(f"{folder}/zh.db")}  # fmt: skip
+    english = Index.open(f"{folder}/en.db", client, embedding_model="meanings")
+    indexes = {"en": english, "zh": Index.open(f"{folder}/zh.db")}
     for language, index in indexes.items():
-        here = {one.id: one for one in entries(language)}
+        faq |= (here := {one.id: one for one in entries(language)})
         index.add(here.values())  # what has not changed is not embedded again
-        for number in count(len(here)):  # entries that are no longer there
-            if not index.remove(f"{language}-{number}"):
-                break
-        faq |= here
+        for number in range(len(here), index.size[0]):  # entries that are no longer there
+            index.remove(f"{language}-{number}")
 
     @app.get("/api/faq")
     def known() -> list[dict[str, str]]:
@@ -70,8 +67,7 @@ def desk(client: Client, folder: Path, *, intents: dict[str, str]) -> FastAPI:
         entry = faq[found[0].passage.document] if found else None
         if entry and language == "en":
             pair = (asked.message, f"{entry.title} {entry.text}")
-            (near,) = client.similarity([pair], model="meanings", truncate=True)
-            entry = entry if near >= NEAR else None
+            entry = entry if client.similarity([pair], model="meanings", truncate=True)[0] >= NEAR else None
         why = reason(asked.message, intent, entry is not None, language)
         return {
             "intent": intent and {"label": intent.label, "score": intent.score},
@@ -90,7 +86,7 @@ def main() -> None:
     words.add_argument("--chinese", metavar="MODEL", help="a base for Chinese intents, such as bert-base-chinese")
     given = words.parse_args()
     bases = {"en": MEANINGS} | ({"zh": given.chinese} if given.chinese else {})
-    names = {language: f"intents-{language}" for language in bases}
+    names = {one: f"intents-{one}" for one in bases}
     wanted = {names[one]: Tuned(base, SAMPLES / f"support_{one}.jsonl") for one, base in bases.items()}
     with models(meanings=MEANINGS, **wanted) as client:
         app = desk(client, kept(HERE), intents=names)
