@@ -294,7 +294,8 @@ def test_other_ways_to_split_make_new_passages(served, client, tmp_path):
 def test_a_source_is_removed(index):
     assert index.remove("sending.md") == 1
     assert "sending.md" not in sources(index.search("parcels leave monday"))
-    assert index.size == (2, 2)
+    assert (index.size, len(index.ids)) == ((2, 2), 2)
+    assert "sending.md" not in index.ids
 
 
 def test_an_index_of_another_embedding_model_is_refused(served, client, tmp_path):

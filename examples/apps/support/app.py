@@ -52,8 +52,8 @@ def desk(client: Client, folder: Path, *, intents: dict[str, str]) -> FastAPI:
     for language, index in indexes.items():
         faq |= (here := {one.id: one for one in entries(language)})
         index.add(here.values())  # what has not changed is not embedded again
-        for number in range(len(here), index.size[0]):  # entries that are no longer there
-            index.remove(f"{language}-{number}")
+        for gone in index.ids - here.keys():
+            index.remove(gone)
 
     @app.get("/api/faq")
     def known() -> list[dict[str, str]]:

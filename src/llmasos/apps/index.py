@@ -133,6 +133,11 @@ class Index:
         return self._store.remove(source)
 
     @property
+    def ids(self) -> set[str]:
+        """The ids of the documents that are there."""
+        return set(self._store.fingerprints())
+
+    @property
     def size(self) -> tuple[int, int]:
         """How many documents and passages there are."""
         return self._store.size()
