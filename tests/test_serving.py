@@ -359,7 +359,7 @@ def test_keys_and_values_are_memory_of_their_model(folders: dict[str, Path]) -> 
         each = 2 * own.num_hidden_layers * own.num_key_value_heads * own.head_dim * 4
         before, prompt = server.desk.used_bytes, "a b c d e f g h " * 8  # several blocks of what is kept
         read = len(LLM.from_pretrained(folders["writer"]).tokenizer(prompt)["input_ids"])
-        asking = {"model": "writer", "prompt": prompt, "max_tokens": 1500, "stream": True}
+        asking = {"model": "writer", "prompt": prompt, "max_tokens": 1500, "temperature": 0, "stream": True}
         with server.http.stream("POST", "/v1/completions", json=asking) as stream:
             assert next(stream.iter_lines()).startswith("data: ")
             assert server.desk.used_bytes - before >= each * (1500 + read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -19,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from llmasos import LLM
 from llmasos.core import bundle, plugins
 from llmasos.core.errors import BundleError
+from llmasos.serving.guard import Entry
+from llmasos.serving.scheduler import Work
 from served import Server, serving, started
 from tiny import save_tiny, save_tiny_bert
 
@@ -248,6 +251,18 @@ def test_a_stream_that_is_left_costs_no_further_step(folders: dict[str, Path]) -
         counts = scheduler.counts
         assert counts.left == 1
         assert counts.tokens_saved == 3000 - (counts.tokens_written - before)
+
+
+def test_whoever_leaves_between_two_pieces_is_not_written_to() -> None:
+    """The stream waits for nothing then, so that nothing interrupts it; the request's own end says so."""
+
+    async def gone() -> bool:
+        work, entry = Work("", 8, None), Entry()
+        with entry.charged("writer", [work]):
+            entry.leave()
+            return work.left
+
+    assert asyncio.run(gone())
 
 
 class _Steps:

@@ -53,6 +53,7 @@ class Entry:
     tokens: int = 0
     times: list[Times] = field(default_factory=list)
     _left: bool = False
+    _works: list[Work] = field(default_factory=list)
 
     @contextmanager
     def charged(self, model: str, works: Sequence[Work]) -> Iterator[None]:
@@ -64,6 +65,7 @@ class Entry:
         self.model, most = model, sum(work.tokens for work in works)
         if self.meter is not None:
             self.meter.spend(most)
+        self._works += works
         try:
             yield
         finally:
@@ -74,7 +76,10 @@ class Entry:
             self.times += [Times(work.arrived, work.begun, now) for work in works]
 
     def leave(self) -> None:
-        """Say that it has ended; once or more often."""
+        """Say that it has ended, and that nobody waits for what it asked for; once or more often."""
+        for work in self._works:  # a stream that was left between two pieces is not closed at once
+            work.left = True
+        self._works.clear()
         if self.meter is not None and not self._left:
             self.meter.leave()
         self._left = True

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic_core import from_json
+
 from ..core.config import GenerateConfig, ServeConfig
 from ..core.errors import UsageError
 
@@ -96,8 +98,7 @@ def check_schema(schema: Any) -> None:
         if len(text) > SCHEMA:
             raise UsageError(f"json_schema has {len(text)} characters, and this server allows {SCHEMA}",
                              hint="simplify it")  # fmt: skip
-        found = json.loads(text) if isinstance(schema, str) else schema
-        depth = _depth(found)
+        depth = _depth(parsed(text) if isinstance(schema, str) else schema)
     except RecursionError:
         depth = SCHEMA_DEPTH + 1
     except (TypeError, ValueError) as error:
@@ -107,6 +108,21 @@ def check_schema(schema: Any) -> None:
     if depth > SCHEMA_DEPTH:
         raise UsageError(f"json_schema is deeper than the {SCHEMA_DEPTH} levels that this server allows",
                          hint="name its parts in $defs")  # fmt: skip
+
+
+def parsed(text: bytes | str) -> Any:
+    """Return JSON, by a parser that counts its levels: Python's own goes as deep as the stack and fails anywhere there.
+
+    Raises:
+        RecursionError: it is nested far deeper than a request may be.
+        ValueError: it is no JSON.
+    """
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        if "recursion limit" in str(error):
+            raise RecursionError("it is nested too deeply") from None
+        raise
 
 
 def _depth(value: Any) -> int:

@@ -6,7 +6,6 @@ that compares texts makes vectors of texts that come alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import UnionType
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from ..core.config import GenerateConfig
 from ..core.errors import UsageError, did_you_mean, shown
 from ..tasks.base import Field
+from .limits import parsed
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -93,14 +93,9 @@ def read_json(body: bytes | str, where: str = "") -> Any:
         UsageError: it is none.
     """
     try:
-        return json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise UsageError(f"{where}the request is not JSON: {reason}", hint="write JSON in UTF-8") from error
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
+        return parsed(body)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}the request is not JSON: {error}", hint="write JSON in UTF-8") from error
 
 
 def unwrapped(content: Any, lists: Mapping[str, str]) -> tuple[list[Any], str, dict[str, Any]]:
