@@ -106,11 +106,12 @@ FACTS: tuple[Fact, ...] = (
     Fact("decoder", "openvino-genai", "1.6, 2.1 and 1.9 times torch's tokens for 1, 8 and 32 clients; it enforces no "
          "schemas, gives no log probabilities and shares no prefixes", ("bfloat16",)),
     Fact("decoder", OWN, "it shares prefixes and enforces schemas"),
-    Fact("encoder-decoder", OWN, "it streams and draws; the others are not measured behind this server yet"),
+    Fact("encoder-decoder", OWN, "it streams and draws; CTranslate2 writes 1.0 to 2.2 times its tokens, "
+         "each answer in one piece"),
 )  # fmt: skip
 """For each kind of model the fastest engine first; the last line of a kind is one that needs nothing more.
 
-The numbers are of ``python -m benchmarks.serve``, in docs/benchmarks.md.
+The numbers are of ``python -m benchmarks.serve`` and ``engines``, in docs/benchmarks.md.
 """
 
 
