@@ -100,7 +100,7 @@ class Certificate:
     versions: dict[str, str]
     machine: dict[str, Any]
     command: list[str]
-    path: Path | None = None
+    path: str | Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""

@@ -21,6 +21,7 @@ from .core.config import ExportConfig, PredictConfig
 from .core.environment import home
 from .core.errors import BundleError, DataError, HardwareError, LLMasOSError, ParityError, UsageError
 from .core.messages import receive, send
+from .core.storage import is_url, outgoing
 from .exporters.base import Exporter, Source, kind_of
 from .serving import facts
 from .serving.facts import Chosen, Way
@@ -50,7 +51,9 @@ def exporting(
         source, model.located.path, model._manifest or model._origin, target, lambda: model._untrained(task, before),
         config.quantize, data, calibration, columns, config.accept_drop, config.batch_size, command,
     )  # fmt: skip
-    return export(job, output, overwrite=overwrite)
+    with outgoing(output, overwrite=overwrite) as folder:
+        found = yield from export(job, folder, overwrite=overwrite)
+    return replace(found, path=output) if is_url(output) else found
 
 
 def parts_of(model: Opened, options: Mapping[str, Any]) -> Parts:

@@ -10,6 +10,7 @@ import typer
 
 from ..core import plugins
 from ..core.config import ExportConfig
+from ..core.storage import is_url
 from ..progress import render
 from .options import Columns, check, config_flags, parse_columns, with_flags
 from .output import AsJson, say, show_json, show_table
@@ -36,7 +37,7 @@ def run(
     ] = None,
     columns: Columns = None,
     output: Annotated[
-        str | None, typer.Option(metavar="DIR", help="folder for the artifact; beside the model if not given")
+        str | None, typer.Option(metavar="DIR", help="folder for the artifact, or a URL; beside the model if not given")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is in that folder")] = False,
     as_json: AsJson = False,
@@ -54,7 +55,8 @@ def run(
 
     say(f"loading {model}")
     parts = (Path(model).name, target, options.get("quantize"))
-    path = output or str(Path(model).with_name("-".join(filter(None, parts))))
+    beside = Path(Path(model).name if is_url(model) else model)
+    path = output or str(beside.with_name("-".join(filter(None, parts))))
     with render(plain=as_json) as draw:
         found = LLM.from_pretrained(model).export(
             path, target, data=data, calibration=calibration, columns=mapping, overwrite=overwrite, progress=draw,

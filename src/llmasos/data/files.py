@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ..core.errors import DataError, MissingExtraError, shown
-from ..core.storage import is_url
+from ..core.storage import is_url, reaching
 from . import squad
-from .shards import File, files_of, stamp
+from .shards import File, Remote, files_of, stamp
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "conll", "bio", "iob2")
 _TAGGED = ("conll", "bio", "iob2")
@@ -182,6 +182,14 @@ def _lines(path: File, packed: bool) -> Iterator[str]:
         raise DataError(
             f"{path.name} is not a complete gzip file: {error}", hint="copy or download it again, or unpack it first"
         ) from error
+    except Exception:
+        with _reading(path):
+            raise
+
+
+def _reading(path: File) -> AbstractContextManager[None]:
+    """Tell of a line that broke off, where a file lies behind a URL."""
+    return reaching(str(path)) if isinstance(path, Remote) else nullcontext()
 
 
 def _unpacked(file: IO[bytes], packed: bool) -> AbstractContextManager[IO[bytes]]:
@@ -426,6 +434,9 @@ def _opened_parquet(path: File, packed: bool) -> Iterator[Any]:
                 yield table
     except (pa.ArrowException, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path.name} is not a readable parquet file: {error}", hint="write it again") from error
+    except Exception:
+        with _reading(path):
+            raise
 
 
 def is_file(text: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from ..core import bundle
 from ..core.environment import home
 from ..core.errors import BundleError, UsageError
-from ..core.storage import Storage, is_url
+from ..core.storage import UNFINISHED, Storage, is_url
 from .base import Located, refuse_revision
 
 _SMALL = re.compile(r"(additional_chat_templates/)?[^/]+\.(json|txt|model|jinja)")
@@ -37,7 +37,7 @@ class Remote:
     def fetch(self, ref: str, *, revision: str | None, cache_dir: Path | None, weights: bool = True) -> Located:
         """Copy the model to the cache, or find it there, and check it; see ``Source.fetch``."""
         refuse_revision(ref, revision)
-        storage = Storage(ref)
+        storage = Storage(ref, shown=True)
         files = _files(storage)
         if not {"config.json", "adapter_config.json"} & set(files):
             raise UsageError(f"{ref} holds no model: it has no config.json", hint="give the URL of the model's folder")
@@ -45,7 +45,12 @@ class Remote:
             files = {name: told for name, told in files.items() if _SMALL.fullmatch(name)}
         place = (cache_dir or home() / "storage") / _name(storage.url, files)
         if not _is_whole(place, files):
-            storage.bring(files, place)
+            from huggingface_hub.utils import WeakFileLock
+
+            (locks := place.parent / ".locks").mkdir(parents=True, exist_ok=True)
+            with WeakFileLock(locks / place.name):
+                if not _is_whole(place, files):  # another process may have been at it
+                    storage.bring(files, place)
         bundle.check_folder(place, weights=weights)
         return Located(place, ref, None, "storage")
 
@@ -55,6 +60,9 @@ def _files(storage: Storage) -> dict[str, dict[str, Any]]:
     if (listed := storage.manifest("")) is not None:
         return listed
     sizes = storage.sizes()
+    if UNFINISHED in sizes:
+        raise BundleError(f"{storage.url} is not whole: a copy to it goes on, or broke off",
+                          hint="wait for it, or copy the model again: it goes on where it was")  # fmt: skip
     if bundle.MANIFEST not in sizes:
         known = (name for name in sizes if _SMALL.fullmatch(name) or _WEIGHTS.fullmatch(name))
         return {name: {"bytes": sizes[name]} for name in known}

@@ -88,8 +88,7 @@ class RunFolder:
 
     def _fetch(self, stored: Stored, output: Path, resume: bool | None) -> None:
         """Let the folders of this machine be as those behind the URL, which count."""
-        if stored.has_model() and not self.overwrite:
-            raise UsageError(f"{stored.url} exists already", hint="another output, or overwrite (--overwrite)")
+        stored.check_free(overwrite=self.overwrite)
         shutil.rmtree(output, ignore_errors=True)
         if self.overwrite and not resume:
             stored.forget()

@@ -7,14 +7,12 @@ takes their place under ``URL``. Processes on machines that share no disk find e
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..core import bundle
-from ..core.environment import home
-from ..core.storage import Storage
+from ..core.storage import Storage, place_of
 from .checkpoint import steps_in
 
 _STATE, _RECORDS = "state", "records"
@@ -26,12 +24,11 @@ class Stored:
     def __init__(self, url: str) -> None:
         self._model, self._unfinished = Storage(url), Storage(url.rstrip("/") + ".unfinished")
         self.url = self._model.url
-        digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
-        self.local = home() / "outputs" / digest / (self.url.rpartition("/")[2] or "model")
+        self.local = place_of("outputs", self.url)
 
-    def has_model(self) -> bool:
-        """Say whether a whole model is there."""
-        return self._model.manifest("") is not None
+    def check_free(self, *, overwrite: bool) -> None:
+        """Check that the model may be put there; see ``Storage``."""
+        self._model.check_free(overwrite=overwrite)
 
     def step(self) -> int:
         """Return the newest step of which a whole checkpoint is there, 0 for none."""
@@ -90,7 +87,7 @@ class Stored:
 
     def finish(self, model: Path) -> None:
         """Put the finished model there, and remove what the run left on the way."""
-        self._model.put("", {"": model})
+        self._model.deliver(model)
         self.forget()
 
     def forget(self) -> None:
