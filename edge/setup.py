@@ -12,12 +12,14 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parent / "src" / "llmasos"
 PARTS = """
-certificate edge evaluation golden prediction
+certificate edge evaluation golden hosting prediction
 cli/_edge
-core/atomic core/bundle core/config core/environment core/errors core/events core/hardware core/plugins core/storage
+core/atomic core/bundle core/config core/environment core/errors core/events core/hardware core/hosts core/plugins
+core/storage
 data/arrow data/batching data/columns data/dataset data/dealing data/encoding data/files data/ledger data/lines
 data/origin data/shards data/squad data/tokenizer
 engines/_graph engines/_writing engines/base engines/onnxruntime engines/openvino
+serving/keys
 metrics/base metrics/entities metrics/similarity metrics/tokens metrics/answers metrics/classification
 tasks/_vocabulary tasks/_words tasks/base tasks/fill_mask tasks/question_answering tasks/sentence_similarity
 tasks/text_classification tasks/token_classification

@@ -29,6 +29,7 @@ from .tasks.base import Task
 if TYPE_CHECKING:
     from .certificate import Certificate
     from .deployment import Rendered
+    from .instances import Offer
     from .metrics.base import Report
     from .rehearsal import Rehearsal
     from .sizing import Estimate
@@ -386,16 +387,22 @@ class LLM(Opened):
             self._report, self._metrics = merged.report, {k: v.value for k, v in merged.report.metrics.items()}
         return merged.merge
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a standard Hugging Face folder with ``llmasos.json``; a crash leaves the old folder or the new."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> str | Path:
+        """Write a standard Hugging Face folder with ``llmasos.json``; a crash leaves the old folder or the new.
+
+        ``path`` may be a URL (``s3://bucket/folder``); it is returned, or the folder's absolute path.
+        """
+        from .core.storage import is_url, outgoing
         from .saving import save
 
         task, model = self._fitted(), self.model
-        return bundle.write_folder(
-            Path(path),
-            lambda folder: save(folder, model, self.tokenizer, task, self._origin, self._report, self._metrics),
-            overwrite=overwrite,
-        )
+        with outgoing(path, overwrite=overwrite) as target:
+            written = bundle.write_folder(
+                target,
+                lambda folder: save(folder, model, self.tokenizer, task, self._origin, self._report, self._metrics),
+                overwrite=overwrite,
+            )
+        return path if is_url(path) else written
 
     def export(
         self, output: str | Path, target: str = "onnx", *, data: Any = None, calibration: Any = None,
@@ -407,7 +414,7 @@ class LLM(Opened):
         One that was never tuned is exported for what it can do: chat or write on, or make vectors.
 
         Args:
-            output: folder for the artifact; ``LLM.from_pretrained`` opens it.
+            output: folder for the artifact, or a URL; ``LLM.from_pretrained`` opens it.
             target: the format: ``onnx``, ``openvino``, ...
             data: labelled rows, on which its score is compared; needed where ``quantize`` changes the answers. If not
                 given, the evaluation data of the model's training, where its file is still there and unchanged.
@@ -508,20 +515,32 @@ class LLM(Opened):
             max_length: tokens of a row, or before the next token; 128, or what the model takes, if not given.
             batch_size: rows or answers at once.
         """
-        from .certificate import CERTIFICATE, read
         from .devices import HERE, find
-        from .sizing import estimate, shape_of, stored
 
-        folder = self.located.path
-        found, weights = stored(folder, self._manifest, precision)
-        length = self._max_length(PredictConfig(max_length=max_length)) if max_length else min(
-            128, self._max_length(PredictConfig()))  # fmt: skip
-        peak = float(read(folder)["peak_bytes"]) if (folder / CERTIFICATE).is_file() else 0.0
-        return estimate(
-            shape_of(folder, self.task), find(device, found), found, length=length, batch_size=batch_size,
-            weight_bytes=weights, peak_bytes=peak,
-            measure=(lambda: self._reached(found, length, batch_size)) if device == HERE else None,
-        )  # fmt: skip
+        found, length, estimated = self._sized(precision, max_length, batch_size)
+        measure = (lambda: self._reached(found, length, batch_size)) if device == HERE else None
+        return estimated(find(device, found), measure=measure)  # type: ignore[no-any-return]
+
+    def offers(
+        self, target: str | None = None, *, precision: str = "auto", max_length: int | None = None,
+        batch_size: int | None = None,
+    ) -> list[Offer]:  # fmt: skip
+        """Tell which machines of clouds the model, or an export, fits on, and what a million rows or tokens cost there.
+
+        Args:
+            target: a type, a cloud, a card such as ``l4``, or ``cpu8``; all if not given.
+            precision, max_length: as for ``size_up``.
+            batch_size: rows or answers at once; 16 if not given.
+
+        Returns: those that fit, the cheapest first, then the others.
+        """
+        from . import instances
+        from .devices import HERE
+
+        many = batch_size or instances.TOGETHER
+        _, _, estimated = self._sized(precision, max_length, many)
+        here = lambda: self.size_up(HERE, precision=precision, max_length=max_length, batch_size=many)  # noqa: E731
+        return instances.offers(target, lambda device, runtime: estimated(device, runtime=runtime), here)
 
     # -- inside -------------------------------------------------------------------------------------
 

@@ -313,6 +313,32 @@ class Opened:
                              hint=f"max_length={limit}")  # fmt: skip
         return config.max_length or limit
 
+    def _sized(self, precision: str, max_length: int | None, batch_size: int) -> tuple[str, int, Any]:
+        """Return the number format of the weights, tokens of a row, and ``sizing.estimate`` of this model."""
+        from .certificate import CERTIFICATE, read
+        from .sizing import estimate, shape_of, stored
+
+        folder = self.located.path
+        found, weights = stored(folder, self._manifest, precision)
+        length = self._max_length(PredictConfig(max_length=max_length)) if max_length else min(
+            128, self._max_length(PredictConfig()))  # fmt: skip
+        peak = float(read(folder)["peak_bytes"]) if (folder / CERTIFICATE).is_file() else 0.0
+        shape = shape_of(folder, self.task)
+        return (
+            found,
+            length,
+            lambda device, **more: estimate(
+                shape,
+                device,
+                found,
+                length=length,
+                batch_size=batch_size,
+                weight_bytes=weights,
+                peak_bytes=peak,
+                **more,
+            ),
+        )
+
     def _reached(self, precision: str, length: int, batch_size: int, seconds: float = 2.0) -> float | None:
         """Return the rows a second of so many random tokens that this machine computes, or the tokens that it writes.
 

@@ -127,6 +127,7 @@ def shape_of(folder: Path, task: Task | None) -> Shape:
 def estimate(
     shape: Shape, device: Device, precision: str, *, length: int, batch_size: int = 1,
     weight_bytes: float | None = None, peak_bytes: float = 0.0, measure: Callable[[], float | None] | None = None,
+    runtime: float | None = None,
 ) -> Estimate:  # fmt: skip
     """Tell how a model will run.
 
@@ -139,8 +140,9 @@ def estimate(
         weight_bytes: what the weights take, where it is known; counted by precision if not.
         peak_bytes: what the export gate saw a process take.
         measure: returns what this machine reaches, a second.
+        runtime: bytes of what runs it; ``RUNTIME`` if not given.
     """
-    kind = GGUF.get(precision, precision)
+    runtime, kind = (RUNTIME if runtime is None else runtime), GGUF.get(precision, precision)
     rate, computed_in = device.rate(kind)
     each = BYTES[kind]
     weights = weight_bytes if weight_bytes is not None else shape.parameters * each
@@ -160,10 +162,10 @@ def estimate(
     compute, memory = operations / rate, moved / device.bandwidth
     unit = "tokens" if shape.writes else "rows"
     bound = batch_size / max(compute, memory)
-    needed = max(weights + step + RUNTIME, peak_bytes)
+    needed = max(weights + step + runtime, peak_bytes)
     usable = device.memory * device.usable
     others = [
-        name for name, size in BYTES.items() if size < each and shape.parameters * size + step + RUNTIME <= usable
+        name for name, size in BYTES.items() if size < each and shape.parameters * size + step + runtime <= usable
     ]
     return Estimate(
         device=device.name, what=device.what, precision=precision, computed_in=computed_in, unit=unit, length=length,

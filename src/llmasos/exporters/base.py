@@ -103,6 +103,8 @@ class Exporter(ABC):
     """Its name, as in ``--target``."""
     engine: ClassVar[str]
     """The engine that runs what it writes."""
+    light: ClassVar[bool] = False
+    """Whether ``llmasos-edge`` runs what it writes, and the folder says what to install for it."""
     requires: ClassVar[tuple[str, ...]]
     """Packages that it imports."""
     extra: ClassVar[str]

@@ -35,6 +35,7 @@ class EdgeFormat(OnnxFormat):
     """ONNX with its instructions, for llmasos-edge."""
 
     target = "edge"
+    light = True
     precisions = {"encoder": OnnxFormat.precisions["encoder"]}  # noqa: RUF012
 
     def write(self, source: Source, folder: Path, precision: str) -> Written:

@@ -7,7 +7,6 @@ name (a name of the page's own may lead here, DNS rebinding), and so must the pa
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..core.errors import LLMasOSError, UsageError
+from ..core.hosts import is_loopback
 from ..protocols.base import Failure
 from .keys import Key, KeyFile, owner_of
 from .meter import LimitError, Meter
@@ -151,16 +151,6 @@ class Guard:
     def lists(self, origin: str | None) -> bool:
         """Say whether a web page was listed; it is then told that it may read answers."""
         return origin is not None and origin.lower() in self._origins
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host is reached from this machine alone."""
-    if host in ("localhost", "localhost."):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _secret(headers: Mapping[str, str]) -> str:
