@@ -20,7 +20,7 @@ from golden_targets import save_light
 from llmasos.cli import main
 from llmasos.core.errors import DeploymentError, RemoteError, UsageError
 from llmasos.core.events import result_of
-from llmasos.deployment import Job, apply, placed, settled
+from llmasos.deployment import Job, apply, placed, removed, settled
 from llmasos.targets.base import State
 
 REGION, ROLE = "eu-central-1", "arn:aws:iam::123456789012:role/serve"
@@ -48,6 +48,7 @@ def aws(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
                         "AWS_EC2_METADATA_DISABLED": "true", "LLMASOS_HOME": str(tmp_path / "home"),
                         "AWS_CONFIG_FILE": "/none", "AWS_SHARED_CREDENTIALS_FILE": "/none"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("llmasos.targets._sagemaker_release.LOOK", 0.01)
     httpx2.post(f"{address}/moto-api/reset")
     boto3.client("s3", REGION).create_bucket(Bucket="models", CreateBucketConfiguration={"LocationConstraint": REGION})
     monkeypatch.setattr("llmasos.deployment.PAUSE", 0.05)
@@ -115,14 +116,20 @@ def test_what_was_broken_off_is_found_and_goes_on(aws, model, monkeypatch, capsy
             found.create_endpoint = lambda **_: made.append(1) or (_ for _ in ()).throw(KeyboardInterrupt)
         return found
 
-    monkeypatch.setattr(_sagemaker, "client", broken)
     words = [f"{name}={value}" for name, value in GIVEN.items()]
     line = ["deploy", "sagemaker", str(model), "--apply", *(part for word in words for part in ("--set", word))]
-    assert main(line) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(_sagemaker, "client", broken)
+        assert main(line) == 130
     assert made
     assert "llmasos deploy status mine" in capsys.readouterr().err
-    monkeypatch.undo()
-    monkeypatch.setattr("llmasos.deployment.PAUSE", 0.05)
+    assert main(["deploy", "status", "mine", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] is None
+    assert names(aws) == ["mine"] * 2
+    assert main(line) == 0
+    assert names(aws) == ["mine"] * 3
+    assert main(["deploy", "rm", "mine"]) == 0
+    assert names(aws) == []
 
 
 def test_an_endpoint_that_never_gets_ready_is_removed(aws, model, monkeypatch):
@@ -166,6 +173,9 @@ def test_what_keeps_a_deployment_from_going_there_is_told(aws, model, monkeypatc
         result_of(apply(settled("sagemaker", model, {k: v for k, v in GIVEN.items() if k != "image"})))
     with pytest.raises(RemoteError, match=r"AWS refuses(.|\n)*NoSuchBucket"):
         result_of(apply(job(model, bucket="s3://other")))
+    with pytest.raises(UsageError, match=r"ml\.none\.large(.|\n)*another --instance"):
+        result_of(apply(job(model, instance="ml.none.large")))
+    removed(placed("mine"))
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         patch.setenv("AWS_MAX_ATTEMPTS", "1")

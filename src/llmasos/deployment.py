@@ -16,18 +16,31 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import __version__
-from .core import atomic, bundle, plugins
-from .core.config import DeployConfig, parse_size
+from . import __version__, golden
+from .certificate import TOLERANCES
+from .core import atomic, bundle, hardware, plugins
+from .core.config import DeployConfig, PredictConfig, parse_duration, parse_share, parse_size
 from .core.environment import home
-from .core.errors import BundleError, DeploymentError, UsageError, did_you_mean
+from .core.errors import (
+    BundleError,
+    DeploymentError,
+    HardwareError,
+    MissingExtraError,
+    UsageError,
+    did_you_mean,
+)
 from .core.events import Event, Note
+from .instances import SERVER
+from .serving.facts import OWN
+from .sources.base import Located
 from .targets.base import Deployment, State, Target, Validated
 
 RECORD = ".llmasos-render"
 """What was rendered, by its hashes. Without an ending: ``kubectl apply -f`` reads every ``.json`` of a folder."""
-MEMORY = 1_500_000_000
-"""Bytes of a server before it has opened a model."""
+LIGHT, PROGRAM = 250_000_000, ("llmasos", "llmasos-edge")
+"""Bytes of llmasos-edge before it has opened a model; the two servers, and whether it is that one."""
+RELEASE = ("canary", "watch")
+"""Options of a new version beside the old one."""
 PATIENCE, PAUSE = 1800.0, 10.0
 """Seconds that a deployment may take to get ready, and between two looks."""
 
@@ -38,6 +51,20 @@ class Job(NamedTuple):
     target: Target
     deployment: Deployment
     folder: Path
+    share: float | None = None
+    """Of the requests that a new version is tried with; None for all at once."""
+    watch: float = 600.0
+    """Seconds that it is watched."""
+
+    def precision(self) -> str:
+        """Return the number format in which the server will compute on this machine."""
+        artifact, d = bundle.artifact_of(bundle.read_manifest(self.folder)), self.deployment
+        if artifact is not None:
+            return str(artifact["precision"])
+        if d.engine in (None, OWN):
+            found, _ = hardware.pick_precision(d.precision, hardware.pick_device())
+            return found
+        return d.quantize if d.quantize in TOLERANCES else "float32"
 
 
 @dataclass(frozen=True)
@@ -81,34 +108,54 @@ def settled(target: str, folder: Path, options: Mapping[str, Any], *, called: st
     plugin: Target = plugins.load("targets", target)
     shared = {field.name for field in fields(DeployConfig)}
     own = {field.name for field in fields(plugin.settings)}
+    takes = (*plugin.takes, *(RELEASE if plugin.canary else ()))
     for name in options:
+        if name in RELEASE and not plugin.canary:
+            able = ", ".join(one for one in plugins.names("targets") if plugins.load("targets", one).canary)
+            raise UsageError(f"{target} has no releases with a share of the requests",
+                             hint=f"leave {name} out; these have them: {able}")  # fmt: skip
         if name not in shared | own:
-            known = sorted(own | set(plugin.takes))
+            known = sorted(own | set(takes))
             raise UsageError(f"there is no option {name!r} in {target}",
                              hint=f"{did_you_mean(name, known)}known: {', '.join(known)}")  # fmt: skip
-        if name in shared and name not in plugin.takes:
-            raise UsageError(f"{name} does nothing in {target}", hint=f"leave it out; known: {', '.join(plugin.takes)}")
+        if name in shared and name not in takes:
+            raise UsageError(f"{name} does nothing in {target}", hint=f"leave it out; known: {', '.join(takes)}")
     config = DeployConfig.of({name: value for name, value in options.items() if name in shared})
     settings = plugin.settings.of({name: value for name, value in options.items() if name in own})
     bundle.check_folder(folder)
     bundle.verify(folder)
-    return Job(plugin, _deployment(folder.resolve(), config, settings, called or folder.resolve().name), folder)
+    light = plugin.light and _is_light(folder)
+    for name in ("engine", "quantize", "precision", "gpu") if light else ():
+        if name in options:
+            raise UsageError(f"{name} does nothing where llmasos-edge serves", hint=f"leave {name} out")
+    share = parse_share("canary", config.canary) if config.canary else None
+    deployment = _deployment(folder.resolve(), config, settings, called or folder.resolve().name, light)
+    return Job(plugin, deployment, folder, share, parse_duration("watch", config.watch))
 
 
-def _deployment(folder: Path, config: DeployConfig, settings: Any, called: str) -> Deployment:
+def _deployment(folder: Path, config: DeployConfig, settings: Any, called: str, light: bool) -> Deployment:
     name = config.name or _name_of(called)
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
         raise UsageError(f"name={name!r}", hint="up to 40 of a-z, 0-9 and - between them, with a letter first")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    image = config.image or f"{name if config.weights == 'inside' else 'llmasos'}:{__version__}"
+    spare = LIGHT if light else SERVER
+    image = config.image or f"{name if config.weights == 'inside' else PROGRAM[light]}:{__version__}"
     return Deployment(
         name=name, model=str(folder), size=size, version=__version__, image=image, replicas=config.replicas,
         max_replicas=config.max_replicas or config.replicas, cpus=config.cpus,
-        memory=parse_size("memory", config.memory) if config.memory else MEMORY + 3 * size, gpu=config.gpu,
+        memory=parse_size("memory", config.memory) if config.memory else spare + 3 * size, gpu=config.gpu,
         port=config.port, region=config.region, instance=config.instance, engine=config.engine,
         quantize=config.quantize, precision=config.precision, keys_secret=config.keys_secret or f"{name}-keys",
-        weights=config.weights, extra=_extra(folder, config), own=settings,
+        weights=config.weights, extra="" if light else _extra(folder, config), own=settings, light=light,
     )  # fmt: skip
+
+
+def _is_light(folder: Path) -> bool:
+    """Say whether a folder is an artifact that llmasos-edge runs, and brings what to install for it."""
+    artifact = bundle.artifact_of(bundle.read_manifest(folder))
+    if artifact is None or artifact["target"] not in plugins.names("exporters"):
+        return False
+    return bool(plugins.load("exporters", artifact["target"]).light)
 
 
 def _name_of(called: str) -> str:
@@ -195,18 +242,60 @@ def apply(job: Job, *, patience: float = PATIENCE) -> Generator[Event, None, Sta
         DeploymentError: it did not get ready; nothing of it is left.
     """
     target, d = job.target, job.deployment
-    if not target.applies:
-        steps = "; ".join(target.steps(d, "DIR"))
-        raise UsageError(f"what goes to {target.name} is not put there from here yet",
-                         hint=f"--render DIR, --rehearse, and then: {steps}")  # fmt: skip
-    files = target.render(d)
-    _refuse_secrets(files)
+    files = yield from checked(job)
     path = _memory(d.name)
     if path.is_file() and (old := placed(d.name)).target != target.name:
         raise UsageError(f"{d.name} is in {old.target} already", hint=f"llmasos deploy rm {d.name}, or another --name")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_json(path, asdict(Placed(d.name, target.name, d.region)))
     yield from target.apply(d, files)
+    try:
+        now = yield from awaited(target, d, patience)
+    except DeploymentError:
+        yield Note(f"removing {d.name}", "warning")
+        removed(placed(d.name))
+        raise
+    yield from target.finish(d, files)
+    return now
+
+
+def checked(job: Job) -> Generator[Event, None, dict[str, str]]:
+    """Return what a target renders, of a model that still computes what it did when it was made.
+
+    Raises:
+        UsageError: the target is not applied from here.
+        BundleError: the model is not what it was.
+        ParityError: its golden rows give something else.
+    """
+    target, d = job.target, job.deployment
+    if not target.applies:
+        steps = "; ".join(target.steps(d, "DIR"))
+        raise UsageError(f"what goes to {target.name} is not put there from here yet",
+                         hint=f"--render DIR, --rehearse, and then: {steps}")  # fmt: skip
+    files = target.render(d)
+    _refuse_secrets(files)
+    if golden.read(job.folder) is None:
+        yield Note(f"{d.name} has no golden rows, so only its files were checked", "warning")
+        return files
+    from .opening import Opened
+    from .verification import verify
+
+    model, config = Opened(Located(job.folder, str(job.folder), None, "")), PredictConfig()
+    task = model._fitted()
+    try:
+        yield from verify(job.folder, task, model.tokenizer, lambda: model.model, model._max_length(config),
+                          lambda: model._untrained(task, config))  # fmt: skip
+    except (MissingExtraError, HardwareError) as error:  # it is made for another machine than this one
+        yield Note(f"not checked here: {error.message}", "warning")
+    return files
+
+
+def awaited(target: Target, d: Deployment, patience: float) -> Generator[Event, None, State]:
+    """Wait until a deployment answers.
+
+    Raises:
+        DeploymentError: it does not; the end of its log says more.
+    """
     until, told = time.monotonic() + patience, ""
     while (now := target.state(d.name, d.region)) is None or not now.ready:
         if now is not None and now.word != told:
@@ -214,14 +303,16 @@ def apply(job: Job, *, patience: float = PATIENCE) -> Generator[Event, None, Sta
             yield Note(f"{d.name}: {told}")
         if (now is not None and now.failed) or time.monotonic() > until:
             why = now.why if now is not None and now.failed else f"not ready within {patience:g} s"
-            yield Note(f"removing {d.name}", "warning")
             last = "".join(f"\n  {line[:300]}" for line in list(target.logs(d.name, d.region))[-12:])
-            removed(placed(d.name))
             raise DeploymentError(f"{d.name} never got ready: {why}\nthe end of its log:{last or ' (nothing)'}",
                                   hint="--rehearse runs the same here")  # fmt: skip
         time.sleep(min(PAUSE, patience / 10))
-    yield from target.finish(d, files)
     return now
+
+
+def pause() -> float:
+    """Return the seconds between two looks."""
+    return PAUSE
 
 
 def placed(name: str) -> Placed:

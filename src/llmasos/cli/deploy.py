@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ llmasos deploy kubernetes my-model --render manifests --replicas 2 --max-replica
 llmasos deploy kubernetes my-model --rehearse
 llmasos deploy sagemaker my-model --render aws --set role=arn:aws:iam::123456789012:role/serve --set bucket=s3://models
 llmasos deploy sagemaker my-model --apply --image REGISTRY/llmasos:1 --set bucket=s3://models --set role=ARN
+llmasos deploy sagemaker my-model --apply --canary 10% --image REGISTRY/llmasos:2 --set bucket=s3://m --set role=ARN
 llmasos deploy status my-model
 llmasos deploy rm my-model
 llmasos deploy systemd my-model-onnx-int8 --render . --cpus 4 --port 8080
@@ -30,9 +32,12 @@ llmasos deploy systemd my-model-onnx-int8 --render . --cpus 4 --port 8080
 @with_flags(*config_flags(DeployConfig, panel="What is deployed"))
 def run(
     target: Annotated[
-        str, typer.Argument(metavar="|".join(plugins.names("targets")), help="the place; or status, logs or rm")
+        str,
+        typer.Argument(
+            metavar="|".join(plugins.names("targets")), help="the place; or status, logs, rm, promote or back"
+        ),
     ],
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model or an export; for status, logs and rm a name")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model or an export; for the others a name")],
     *,
     render: Annotated[str | None, typer.Option(metavar="DIR", help="write the place's files into this folder")] = None,
     rehearse: Annotated[
@@ -58,6 +63,8 @@ def run(
     if target not in (known := plugins.names("targets")):
         raise UsageError(f"there is no target {target!r}",
                          hint=f"{did_you_mean(target, [*known, *ACTIONS])}known: {', '.join(known)}")  # fmt: skip
+    if not apply and RELEASE & set(options):
+        raise UsageError("a share of the requests is for what is put there", hint="--apply --canary 10%")
     if not (render or rehearse or apply):
         raise UsageError("nothing to do", hint="--render DIR writes the files, --rehearse runs the contract")
     from ..deployment import render as rendering
@@ -84,13 +91,18 @@ def run(
 def _applied(job: Any, *, as_json: bool) -> dict[str, Any]:
     from ..deployment import apply
     from ..progress import followed, render
+    from ..releasing import release
 
     name = job.deployment.name
     try:
         with render(plain=as_json) as draw:
-            found = followed(apply(job), draw)
+            if job.share is None:
+                found = followed(apply(job), draw)
+            else:
+                found = followed(release(job, job.share, job.watch), draw).state
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"llmasos deploy status {name} tells what is there, rm {name} removes it") from None
+        end = f"rm {name} removes it" if job.share is None else f"promote|back {name} ends the release"
+        raise KeyboardInterrupt(f"llmasos deploy status {name} tells what is there, {end}") from None
     if not as_json:
         print(found.address or name)
     return asdict(found)
@@ -133,7 +145,23 @@ def _rm(name: str, *, as_json: bool) -> None:
         say(f"removed {what}")
 
 
-ACTIONS: dict[str, Callable[..., None]] = {"status": _status, "logs": _logs, "rm": _rm}
+def _end(name: str, *, verb: str, as_json: bool) -> None:
+    from ..deployment import placed
+    from ..progress import followed, render
+    from ..releasing import ended
+
+    one = placed(name)
+    with render(plain=as_json) as draw:
+        followed(ended(one, verb), draw)
+    if as_json:
+        show_json({**asdict(one), "ended": verb})
+
+
+ACTIONS: dict[str, Callable[..., None]] = {
+    "status": _status, "logs": _logs, "rm": _rm, "promote": partial(_end, verb="promote"),
+    "back": partial(_end, verb="back"),
+}  # fmt: skip
+RELEASE = {"canary", "watch"}
 """What is done with a deployment that is there, by its name."""
 
 

@@ -417,11 +417,17 @@ class DeployConfig(Config):
         None, "the place's own secret that holds the server's keys; NAME-keys if not given"
     )
     weights: str = option("outside", "the model beside the image, or inside it", choices=("outside", "inside"))
+    canary: str | None = option(None, "share of the requests that a new version is tried with beside the old one, such "
+                                "as 10%; with --apply")  # fmt: skip
+    watch: str = option("10min", "how long a new version is watched before it takes all requests")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.memory is not None:
             parse_size("memory", self.memory)
+        if self.canary is not None:
+            parse_share("canary", self.canary)
+        parse_duration("watch", self.watch)
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise UsageError(f"max_replicas={self.max_replicas}, below replicas={self.replicas}",
                              hint=f"at least {self.replicas}, or leave it out")  # fmt: skip
@@ -490,6 +496,19 @@ def parse_size(name: str, text: str) -> int:
     if found is None or number <= 0:
         raise UsageError(f"{name}={text!r} is no amount of memory", hint="such as 8GB or 512MB")
     return int(number * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+
+
+def parse_share(name: str, text: str) -> float:
+    """Return the share that ``"10%"`` or ``"0.1"`` is, the value of the option ``name``.
+
+    Raises:
+        UsageError: it is none between nothing and all.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    share = float(found[1]) / (100 if found[2] else 1) if found else 0.0
+    if not 0 < share < 1:
+        raise UsageError(f"{name}={text!r} is no part of the requests", hint=f"for example {name}=10%")
+    return share
 
 
 def parse_duration(name: str, text: str) -> float:

@@ -27,6 +27,10 @@ GONE = (
 HOUR = 3600
 KINDS = {"Endpoint": "endpoint", "EndpointConfig": "endpoint_config", "Model": "model"}
 """What makes an endpoint, and how boto3 calls each; each stands on those behind it."""
+NEXT, BOTH = "-next", "-canary"
+"""What the names of another version end with, and that of the configuration of two versions."""
+VARIANTS = ("all", "next")
+"""Names of a version behind an endpoint; a new one has that which the old one has not."""
 TAG = {"Key": "made-by", "Value": "llmasos"}
 """By which what is removed is known to have been made from here."""
 
@@ -35,22 +39,79 @@ def put(d: Deployment, archive: str, asked: Mapping[str, Mapping[str, Any]]) -> 
     """Upload the model, and make what the requests ask for; what is there already and is ours is made anew."""
     with reaching("put it there"):
         sagemaker, s3 = client("sagemaker", d.region), client("s3", d.region)
-        for kind in KINDS:
-            if (found := _found(sagemaker, kind, d.name)) and TAG not in _tags(sagemaker, found[f"{kind}Arn"]):
-                raise UsageError(f"there is {kind} {d.name} already, and it was not made from here",
-                                 hint="another name: --name")  # fmt: skip
-        bucket, _, key = archive.removeprefix("s3://").partition("/")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model.tar.gz")
-            bundle.archive(Path(d.model), path)
-            s3.upload_file(str(path), bucket, key)
-            yield Note(f"uploaded {archive}, {path.stat().st_size / 1e6:.1f} MB")
-        for kind in KINDS:  # what an earlier try has left
-            if _drop(lambda: getattr(sagemaker, f"delete_{KINDS[kind]}")(**{f"{kind}Name": d.name})):  # noqa: B023
-                _wait_gone(sagemaker, kind, d.name)
+        for kind, name in parts(d.name):
+            refuse_others(sagemaker, kind, name)
+        yield upload(s3, d, archive)
+        for kind, name in parts(d.name):  # what an earlier try has left
+            if name == f"{d.name}{NEXT}" and kind == "Model":
+                list(drop_model(sagemaker, s3, name))
+            else:
+                drop(sagemaker, kind, name)
         for kind, verb in reversed(KINDS.items()):
             getattr(sagemaker, f"create_{verb}")(**asked[verb.replace("_", "-")], Tags=[TAG])
             yield Note(f"made {kind} {d.name}")
+
+
+def parts(name: str) -> list[tuple[str, str]]:
+    """Return the kind and name of all that can belong to an endpoint; each stands on those behind it."""
+    both = [name, f"{name}{NEXT}"]
+    configs = [("EndpointConfig", one) for one in (f"{name}{BOTH}", *both)]
+    return [("Endpoint", name), *configs, *(("Model", one) for one in both)]
+
+
+def refuse_others(sagemaker: Any, kind: str, name: str) -> None:
+    """Refuse a name that something has which was not made from here."""
+    if (found := found_of(sagemaker, kind, name)) and TAG not in _tags(sagemaker, found[f"{kind}Arn"]):
+        raise UsageError(f"there is {kind} {name} already, and it was not made from here",
+                         hint="another name: --name")  # fmt: skip
+
+
+def upload(s3: Any, d: Deployment, archive: str) -> Note:
+    """Pack the model, and send it to where it is fetched from."""
+    bucket, _, key = archive.removeprefix("s3://").partition("/")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.tar.gz")
+        bundle.archive(Path(d.model), path)
+        s3.upload_file(str(path), bucket, key)
+        return Note(f"uploaded {archive}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def drop(sagemaker: Any, kind: str, name: str) -> bool:
+    """Remove something and wait until it is gone; say whether it was there."""
+    there = _drop(lambda: getattr(sagemaker, f"delete_{KINDS[kind]}")(**{f"{kind}Name": name}))
+    if there:
+        _wait_gone(sagemaker, kind, name)
+    return there
+
+
+def drop_model(sagemaker: Any, s3: Any, name: str) -> Iterator[str]:
+    """Remove a model and the archive that it is fetched from; yield what was removed."""
+    url = (found_of(sagemaker, "Model", name).get("PrimaryContainer") or {}).get("ModelDataUrl")
+    if drop(sagemaker, "Model", name):
+        yield f"Model {name}"
+    if url:
+        bucket, _, key = str(url).removeprefix("s3://").partition("/")
+        if _drop(lambda: s3.delete_object(Bucket=bucket, Key=key)):
+            yield str(url)
+
+
+def scaled(name: str, variant: str) -> dict[str, str]:
+    """Return how a variant is called where copies are added."""
+    return {"ServiceNamespace": "sagemaker", "ResourceId": f"endpoint/{name}/variant/{variant}",
+            "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}  # fmt: skip
+
+
+def unscale(name: str, variant: str, region: str | None) -> bool:
+    """Remove the scaling of a variant; say whether there was some."""
+    scaling = client("application-autoscaling", region)
+    return _drop(lambda: scaling.deregister_scalable_target(**scaled(name, variant)))
+
+
+def variants(sagemaker: Any, name: str) -> list[dict[str, Any]]:
+    """Return the variants of an endpoint, the old one first; none where there is no endpoint."""
+    endpoint = found_of(sagemaker, "Endpoint", name)
+    config = found_of(sagemaker, "EndpointConfig", endpoint["EndpointConfigName"]) if endpoint else {}
+    return list(config.get("ProductionVariants", []))
 
 
 def scale(d: Deployment, asked: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -59,8 +120,9 @@ def scale(d: Deployment, asked: Mapping[str, Mapping[str, Any]]) -> bool:
         return False
     with reaching("scale it"):
         scaling = client("application-autoscaling", d.region)
-        scaling.register_scalable_target(**asked["scaling-target"])
-        scaling.put_scaling_policy(**asked["scaling-policy"])
+        newest = variants(client("sagemaker", d.region), d.name)[-1]["VariantName"]
+        scaling.register_scalable_target(**{**asked["scaling-target"], **scaled(d.name, newest)})
+        scaling.put_scaling_policy(**{**asked["scaling-policy"], **scaled(d.name, newest)})
     return True
 
 
@@ -68,7 +130,7 @@ def state(name: str, region: str | None) -> State | None:
     """Return how an endpoint is."""
     with reaching("look at it"):
         sagemaker = client("sagemaker", region)
-        found = _found(sagemaker, "Endpoint", name)
+        found = found_of(sagemaker, "Endpoint", name)
     if not found:
         return None
     word = str(found["EndpointStatus"])
@@ -89,22 +151,15 @@ def logs(name: str, region: str | None) -> Iterator[str]:
 def remove(name: str, region: str | None) -> Iterator[str]:
     """Remove what of an endpoint is there; yield what was."""
     with reaching("remove it"):
-        sagemaker = client("sagemaker", region)
-        archive = None
-        with _unless_gone():
-            archive = sagemaker.describe_model(ModelName=name)["PrimaryContainer"].get("ModelDataUrl")
-        scaling = client("application-autoscaling", region)
-        what = {"ServiceNamespace": "sagemaker", "ResourceId": f"endpoint/{name}/variant/all",
-                "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}  # fmt: skip
-        if _drop(lambda: scaling.deregister_scalable_target(**what)):
+        sagemaker, s3 = client("sagemaker", region), client("s3", region)
+        named = [one["VariantName"] for one in variants(sagemaker, name)]
+        if any([unscale(name, variant, region) for variant in (*VARIANTS, *named)]):
             yield f"scaling of {name}"
-        for kind, verb in KINDS.items():
-            if _drop(lambda: getattr(sagemaker, f"delete_{verb}")(**{f"{kind}Name": name})):  # noqa: B023
-                yield f"{kind} {name}"
-        if archive:
-            bucket, _, key = str(archive).removeprefix("s3://").partition("/")
-            if _drop(lambda: client("s3", region).delete_object(Bucket=bucket, Key=key)):
-                yield str(archive)
+        for kind, one in parts(name):
+            if kind == "Model":
+                yield from drop_model(sagemaker, s3, one)
+            elif drop(sagemaker, kind, one):
+                yield f"{kind} {one}"
 
 
 # -- inside -------------------------------------------------------------------------------------------
@@ -138,6 +193,9 @@ def reaching(what: str) -> Iterator[None]:
         if kind == "NoRegionError":
             raise UsageError("no region of AWS is given", hint="--region eu-central-1, or aws configure") from error
         if kind in ("ClientError", "ResourceLimitExceeded", "S3UploadFailedError") or hasattr(error, "response"):
+            if "nstanceType" in text or "nstance type" in text:
+                raise UsageError(f"AWS has no such machine there: {text}",
+                                 hint="another --instance or --region") from error  # fmt: skip
             if "LimitExceeded" in text:
                 raise RemoteError(f"AWS refuses to {what}: {text}",
                                   hint="a larger quota, or another --instance or --region") from error  # fmt: skip
@@ -149,7 +207,7 @@ def reaching(what: str) -> Iterator[None]:
         raise
 
 
-def _found(sagemaker: Any, kind: str, name: str) -> dict[str, Any]:
+def found_of(sagemaker: Any, kind: str, name: str) -> dict[str, Any]:
     """Return what is told of something; nothing where it is not there."""
     with _unless_gone():
         return dict(getattr(sagemaker, f"describe_{KINDS[kind]}")(**{f"{kind}Name": name}))
@@ -162,7 +220,7 @@ def _tags(sagemaker: Any, arn: str) -> list[dict[str, str]]:
 
 def _wait_gone(sagemaker: Any, kind: str, name: str) -> None:
     until = time.monotonic() + 600
-    while _found(sagemaker, kind, name):
+    while found_of(sagemaker, kind, name):
         if time.monotonic() > until:
             raise RemoteError(f"{kind} {name} is still being removed", hint="try again in some minutes")
         time.sleep(1)

@@ -15,7 +15,7 @@ from ..core.config import Config, option
 from ..core.errors import UsageError
 from ..core.events import Event, Note
 from ._server import as_json, build, dockerfile
-from .base import Contract, Deployment, Probe, State, Target, listed
+from .base import Contract, Deployment, Health, Probe, State, Target, listed
 
 ROOT, PORT = "/opt/ml", 8080
 """Where SageMaker puts things, and where it looks for the server."""
@@ -85,6 +85,39 @@ class SageMaker(Target):
         if scale(deployment, _asked(files)):
             yield Note(f"from {deployment.replicas} to {deployment.max_replicas} instances")
 
+    canary = True
+
+    def begin(self, deployment: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
+        """Put a second variant behind the endpoint; see ``Target.begin``."""
+        from ._sagemaker_release import begin
+
+        yield from begin(deployment, _archive, _asked(files), share)
+
+    def ask(self, name: str, region: str | None, path: str, body: Any) -> Any:
+        """Ask the new variant; see ``Target.ask``."""
+        from ._sagemaker_release import ask
+
+        del path  # SageMaker knows one
+        return ask(name, region, body)
+
+    def watch(self, name: str, region: str | None) -> Health:
+        """Read CloudWatch's counts of the two variants; see ``Target.watch``."""
+        from ._sagemaker_release import watch
+
+        return watch(name, region)
+
+    def promote(self, name: str, region: str | None) -> Iterator[Event]:
+        """Give all requests to the new variant; see ``Target.promote``."""
+        from ._sagemaker_release import promote
+
+        yield from promote(name, region)
+
+    def back(self, name: str, region: str | None) -> Iterator[Event]:
+        """Give all requests to the old variant; see ``Target.back``."""
+        from ._sagemaker_release import back
+
+        yield from back(name, region)
+
     def state(self, name: str, region: str | None) -> State | None:
         """Return how the endpoint is; see ``Target.state``."""
         from ._sagemaker import state
@@ -119,9 +152,9 @@ def _asked(files: Mapping[str, str]) -> dict[str, Any]:
     return {name.removesuffix(".json"): json.loads(text) for name, text in files.items() if name.endswith(".json")}
 
 
-def _archive(d: Deployment) -> str:
+def _archive(d: Deployment, name: str = "") -> str:
     bucket = d.needs("bucket", d.own.bucket, "s3://my-bucket/models")
-    return f"{bucket.rstrip('/')}/{d.name}/model.tar.gz"
+    return f"{bucket.rstrip('/')}/{name or d.name}/model.tar.gz"
 
 
 def _requests(d: Deployment) -> dict[str, dict[str, Any]]:
