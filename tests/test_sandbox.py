@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -52,6 +53,38 @@ def test_a_program_that_does_not_end_is_ended():
 def test_nothing_that_a_program_writes_remains():
     assert sandbox.run("open('left', 'w').write('x')").passed
     assert sandbox.run("import os; assert sorted(os.listdir()) == ['program.py']").passed
+
+
+@isolated
+def test_a_program_can_have_another_disk_and_sees_what_it_is_shown(tmp_path):
+    import subprocess
+
+    if problem := sandbox.read_only_problem():
+        pytest.skip(problem)
+    places = [path for path in ("/usr", "/lib", "/lib64", "/bin", sys.base_prefix) if os.path.isdir(path)]
+    for path in (*places, "/proc", "/dev", "/tmp", "/model"):
+        (tmp_path / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "only-here").write_text("x")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "weights").write_text("w")
+    shown = {f"{tmp_path}{path}": path for path in places} | {f"{tmp_path}/model": str(tmp_path / "data")}
+    program = """
+import os
+assert os.path.exists("/only-here") and not os.path.exists("/etc/passwd") and os.getuid() == 10001
+assert open("/model/weights").read() == "w"
+open("/tmp/mine", "w").write("x")
+for path in ("/only-here", "/model/weights", "/new"):
+    try:
+        open(path, "w")
+    except OSError:
+        continue
+    raise AssertionError(path)
+"""
+    python = os.path.realpath(sys.executable)
+    words = sandbox.read_only([python, "-I", "-S", "-c", program], [f"{tmp_path}/tmp"], root=str(tmp_path), shown=shown)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "tmp" / "mine").exists()
 
 
 def test_where_nothing_can_be_isolated_nothing_runs(monkeypatch):

@@ -413,7 +413,8 @@ def test_an_engine_that_fails_answers_with_an_error_and_goes_on(folders: dict[st
 
 def test_a_signal_lets_requests_end_and_refuses_new_ones(folders: dict[str, Path]) -> None:
     options = ["--port", "0", "--max-batch-tokens", "1", "--threads", "1"]
-    with started(f"mood={folders['mood']}", *options) as (process, url):
+    with started(f"mood={folders['mood']}", *options) as (process, url), httpx2.Client(base_url=url) as kept:
+        kept.get("/health/ready").raise_for_status()
         answers: list[httpx2.Response] = []
         body = {"inputs": ["a b c d e f g " * 4] * 1000}  # takes a second or more
         thread = threading.Thread(
@@ -426,6 +427,8 @@ def test_a_signal_lets_requests_end_and_refuses_new_ones(folders: dict[str, Path
         refused = httpx2.post(f"{url}/v1/classify", json={"inputs": "a"}, timeout=60)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert httpx2.get(f"{url}/health/ready", timeout=60).status_code == 503
+        last = kept.post("/v1/classify", json={"inputs": "a"}, timeout=60)  # its connection was there before
+        assert (last.status_code, last.headers["connection"]) == (200, "close")
         thread.join()
         assert answers[0].status_code == 200
         assert len(answers[0].json()["results"]) == 1000

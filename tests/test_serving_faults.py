@@ -186,7 +186,7 @@ def test_a_signal_under_load_lets_all_end_and_refuses_what_is_new(folders: dict[
             assert waited(lambda: _under_way(http) > 9)
             process.send_signal(signal.SIGTERM)
             assert waited(lambda: http.get("/health/ready").status_code == 503)
-            last = http.post("/v1/classify", json={"model": "mood", "inputs": "a"})
+            last = httpx2.post(f"{url}/v1/classify", json={"model": "mood", "inputs": "a"}, timeout=300)
             assert (last.status_code, last.headers["retry-after"]) == (503, "5")
             found = [one.result() for one in asked]
         assert {kind for kind in found if kind != "whole"} <= {"refused"}

@@ -6,6 +6,7 @@ do so with beams, the model itself answers here once, and what a server says is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -62,7 +63,8 @@ class Expected:
         if not found:
             raise BundleError(f"the golden rows of {folder} are all longer than the model takes",
                               hint="a model that takes longer texts")  # fmt: skip
-        self.rows, self.answers = [dict(row) for row, _ in found], [answer for _, answer in found]
+        self.rows = [dict(row) for row, _ in found]
+        self.answers = [json.loads(json.dumps(answer)) for _, answer in found]  # labels that are numbers become names
 
     def check(self, number: int, found: Any) -> Compared:
         """Compare an answer.

@@ -14,24 +14,27 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from .certificate import TOLERANCES
-from .core import bundle, hardware, sandbox
-from .core.children import PACKAGE, free_port, processes_below
+from .core import bundle, sandbox
+from .core.children import PACKAGE, free_port, handing, processes_below
 from .core.environment import child_environment
-from .core.errors import DeploymentError, MissingExtraError, UsageError
+from .core.errors import DeploymentError, HardwareError, MissingExtraError, UsageError
 from .core.events import Event, Note, Phase
+from .core.forwarding import Forwarder
 from .deployment import Job
 from .expected import Compared, Expected
-from .serving.facts import OWN
-from .targets.base import Contract
+from .targets.base import Contract, Copies
+
+if TYPE_CHECKING:
+    import httpx2
 
 CLIENTS, ROWS = 4, 64
 """Requests at once under load, and rows in each."""
@@ -91,7 +94,7 @@ def rehearse(job: Job) -> Generator[Event, None, Rehearsal]:
     if contract is None:
         raise UsageError(f"{job.target.name} cannot be rehearsed here", hint="--render alone")
     yield Phase("golden rows")
-    expected = Expected(job.folder, precision=_precision(job))
+    expected = Expected(job.folder, precision=job.precision())
     with tempfile.TemporaryDirectory(prefix="llmasos-rehearsal-") as place:
         stage = _Stage(contract, expected, Path(place).resolve())
         steps: list[Step] = []
@@ -107,23 +110,12 @@ def rehearse(job: Job) -> Generator[Event, None, Rehearsal]:
     return Rehearsal(job.target.name, tuple(stage.command), tuple(steps))
 
 
-def _precision(job: Job) -> str:
-    """Return the number format in which the server will compute here."""
-    artifact, d = bundle.artifact_of(bundle.read_manifest(job.folder)), job.deployment
-    if artifact is not None:
-        return str(artifact["precision"])
-    if d.engine in (None, OWN):
-        found, _ = hardware.pick_precision(d.precision, hardware.pick_device())
-        return found
-    return d.quantize if d.quantize in TOLERANCES else "float32"
-
-
 Seen = Generator[tuple[str, str], None, None]
 
 
 def _acts(stage: _Stage, folder: Path) -> list[Callable[[], Seen]]:
     return [lambda: stage.place(folder), stage.start, stage.probe, stage.rows, stage.closed, stage.load, stage.loss,
-            stage.end]  # fmt: skip
+            stage.roll, stage.end]  # fmt: skip
 
 
 # -- the server, and what the place does with it ------------------------------------------------------
@@ -136,18 +128,26 @@ class _Stage:
         self._contract, self._expected, self._root = contract, expected, root
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # as long as this
         self._process: subprocess.Popen[bytes] | None = None
-        self._port, self._secret = free_port(), ""
+        self._all: list[subprocess.Popen[bytes]] = []
+        self._handed = socket.create_server(("127.0.0.1", 0), backlog=1024) if contract.handed else None
+        self._port = self._handed.getsockname()[1] if self._handed else free_port()
+        self._secret, self._model = "", Path()
         self._rows = 8 if expected.options else ROWS
         self.command: list[str] = []
         try:
             import httpx2
         except ImportError as error:
             raise MissingExtraError("a rehearsal", install="httpx2") from error
+        self._failed, self._late = (httpx2.TransportError, OSError), httpx2.TimeoutException
+        self._http = self._client(self._port)
+
+    def _client(self, port: int) -> httpx2.Client:
+        import httpx2
+
         limits = httpx2.Limits(max_connections=2 * CLIENTS + 4)
-        self._http = httpx2.Client(
-            base_url=f"http://127.0.0.1:{self._port}", timeout=contract.ask.seconds, limits=limits, trust_env=False
-        )
-        self._failed = (httpx2.TransportError, OSError)
+        key = {"authorization": f"Bearer {self._secret}"} if self._secret else {}
+        return httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=self._contract.ask.seconds, limits=limits,
+                             headers=key, trust_env=False)  # fmt: skip
 
     def _here(self, path: str) -> Path:
         return self._root / path.lstrip("/")
@@ -155,9 +155,13 @@ class _Stage:
     def place(self, folder: Path) -> Seen:
         """Put the model where the place puts it."""
         c, target = self._contract, self._here(self._contract.model)
+        self._model = folder.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         for path in c.writable or ():
             self._here(path).mkdir(parents=True, exist_ok=True)
+        for path in (c.model, *(c.writable or ()), *([os.path.dirname(c.keys)] if c.keys else [])):
+            if c.root is not None:  # where things are mounted
+                Path(c.root, path.lstrip("/")).mkdir(parents=True, exist_ok=True)
         if c.keys is not None:
             from .serving.keys import KeyFile
 
@@ -183,37 +187,69 @@ class _Stage:
 
     def start(self) -> Seen:
         """Start the server, and wait until it is ready."""
+        c, began = self._contract, time.monotonic()
+        self._process = self._started(self._port)
+        yield " ".join(self.command), f"started, as the program in {c.root}" if c.root else "started"
+        if c.writable is not None:
+            how = sandbox.read_only_problem()
+            told = f"not tried here: {how}" if how else f"only {', '.join(c.writable)} can be written, as no root"
+            yield "a disk that cannot be written", told
+        self._until_ready(began)
+        yield f"ready within {c.ready.within:g} s", f"after {time.monotonic() - began:.1f} s"
+
+    def _started(self, port: int) -> subprocess.Popen[bytes]:
+        """Start a server."""
         c = self._contract
-        words = [self._moved(word) for word in c.words]
-        for option, value in (("--host", "127.0.0.1"), ("--port", str(self._port))):
+        words = list(c.words) if c.root else [self._moved(word) for word in c.words]
+        for option, value in (("--host", "127.0.0.1"), ("--port", str(port))):
             if option in words:
                 words[words.index(option) + 1] = value
             elif option == "--host":
                 words += [option, value]
-        variables = {name: self._moved(value) for name, value in {**c.environment, **c.here}.items()}
-        variables |= {name: str(self._port) for name, value in c.here.items() if value == str(c.port)}
         self.command = [c.module, *words]
-        program, how = [sys.executable, "-P", "-m", c.module, *words], ""
+        program, variables = self._of_image(words) if c.root else self._of_package(words)
+        variables |= {name: str(port) for name, value in c.here.items() if value == str(c.port)}
+        if self._handed:
+            program = handing(self._handed, program)
+        out = subprocess.Popen(
+            program, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True,
+            env=variables, cwd=self._root, pass_fds=[self._handed.fileno()] if self._handed else [],
+        )  # fmt: skip
+        self._all.append(out)
+        return out
+
+    def _of_package(self, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """Return what runs this package, and its variables."""
+        c = self._contract
+        variables = {name: self._moved(value) for name, value in {**c.environment, **c.here}.items()}
+        program = [sys.executable, "-P", "-m", c.module, *words]
         if c.writable is not None:
             variables["TMPDIR"] = str(self._here("/tmp"))
-            problem = sandbox.read_only_problem()
-            folders = [str(self._here(path)) for path in c.writable]
-            program, how = (program, problem) if problem else (sandbox.read_only(program, folders), "")
-        began = time.monotonic()
-        self._process = subprocess.Popen(
-            program, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True,
-            env=child_environment(PACKAGE.parent, **variables), cwd=self._root,
-        )  # fmt: skip
-        yield " ".join(self.command), "started"
-        if c.writable is not None:
-            told = f"not tried here: {how}" if how else f"only {', '.join(c.writable)} can be written, as no root"
-            yield "a disk that cannot be written", told
-        while not self._is_well(c.ready.path, c.ready.seconds):
+            if not sandbox.read_only_problem():
+                program = sandbox.read_only(program, [str(self._here(path)) for path in c.writable])
+        return program, child_environment(PACKAGE.parent, **variables)
+
+    def _of_image(self, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """Return what runs an image's own program on the image's own disk, and its variables."""
+        c = self._contract
+        if problem := sandbox.read_only_problem():
+            raise HardwareError(f"an image cannot be run here: {problem}", hint="on Linux where user namespaces are "
+                                "allowed")  # fmt: skip
+        inside = {path: f"{c.root}{path}" for path in (*(c.writable or ()), c.model)}
+        shown = {inside[c.model]: str(self._model)}
+        if c.keys:
+            shown[f"{c.root}{os.path.dirname(c.keys)}"] = str(self._here(c.keys).parent)
+        writable = [inside[path] for path in c.writable or ()]
+        return sandbox.read_only([c.module, *words], writable, root=str(c.root), shown=shown), dict(c.environment)
+
+    def _until_ready(self, began: float) -> None:
+        """Wait until the server that was started last is ready."""
+        ready = self._contract.ready
+        while not self._is_well(ready.path, ready.seconds):
             self._alive()
-            if time.monotonic() - began > c.ready.within:
-                raise self._broken(f"{c.ready.path} is not well {c.ready.within:g} s after the start")
+            if time.monotonic() - began > ready.within:
+                raise self._broken(f"{ready.path} is not well {ready.within:g} s after the start")
             time.sleep(0.05)
-        yield f"ready within {c.ready.within:g} s", f"after {time.monotonic() - began:.1f} s"
 
     def probe(self) -> Seen:
         """Ask what the place asks by itself."""
@@ -281,12 +317,27 @@ class _Stage:
                f"{max(probes) * 1000:.0f} ms at the most")  # fmt: skip
 
     def loss(self) -> Seen:
-        """Kill one of several copies under load: only what it was computing may be lost, and soon there is another."""
-        c, process = self._contract, self._process
-        if c.copies is None or c.copies.many < 2:
+        """Kill one of several copies, then a machine that they run on."""
+        copies, process = self._contract.copies, self._process
+        if copies is None or copies.many < 2:
             return
         assert process is not None
-        last, killed, lost, count = float("inf"), float("inf"), list[float](), 0
+        again = f"killed under load, {copies.many} copies again within {copies.again:g} s"
+        yield f"a copy {again}", self._survived(copies, lambda: processes_below(process.pid, copies.called)[:1])
+
+        def machine() -> list[int]:
+            _, *others = processes_below(process.pid, copies.machine)  # the first keeps the cluster itself
+            most = max(others, key=lambda one: len(processes_below(one, copies.called)))
+            return [most, *processes_below(most)]
+
+        if copies.machine:
+            yield f"a machine {again}", self._survived(copies, machine)
+
+    def _survived(self, copies: Copies, chosen: Callable[[], list[int]]) -> str:
+        """Kill processes under load: only what they were computing may be lost, and soon there are as many copies."""
+        assert self._process is not None
+        within, process = self._contract.ask.seconds, self._process.pid
+        last, killed, lost = float("inf"), float("inf"), list[float]()
 
         def ask(first: int) -> int:
             asked = 0
@@ -295,7 +346,7 @@ class _Stage:
                     self._ask(self._block(first))
                     asked += 1
                 except LostError:
-                    if not killed - c.ask.seconds < began < killed + NOTICE:
+                    if not killed - within < began < killed + NOTICE:
                         raise
                     lost.append(began)
             return asked
@@ -304,23 +355,92 @@ class _Stage:
             clients = [pool.submit(ask, client) for client in range(CLIENTS)]
             try:
                 time.sleep(LOAD / 2)
-                before = processes_below(process.pid, c.copies.called)
-                if len(before) != c.copies.many:
-                    raise self._broken(f"there are {len(before)} copies, not {c.copies.many}")
+                before = processes_below(process, copies.called)
+                if len(before) != copies.many:
+                    raise self._broken(f"there are {len(before)} copies, not {copies.many}")
+                victims = chosen()
                 killed = time.monotonic()
-                os.kill(before[0], signal.SIGKILL)
-                while len(set(processes_below(process.pid, c.copies.called)) - set(before)) < 1:
+                for one in victims:
+                    with suppress(ProcessLookupError):  # it has ended with one before it
+                        os.kill(one, signal.SIGKILL)
+                while len(set(processes_below(process, copies.called)) - set(victims)) < copies.many:
                     self._alive()
-                    if time.monotonic() - killed > c.copies.again:
-                        raise self._broken(f"{c.copies.again:g} s after a copy was killed there is no other")
+                    if time.monotonic() - killed > copies.again:
+                        raise self._broken(f"{copies.again:g} s after a loss there are not {copies.many} copies")
                     time.sleep(0.1)
                 again = time.monotonic() - killed
                 time.sleep(LOAD)
             finally:
                 last = time.monotonic()
             count = sum(client.result() for client in clients)
-        yield (f"a copy killed under load, another started within {c.copies.again:g} s",
-               f"after {again:.1f} s; {count} requests right, {len(lost)} that it was computing lost")  # fmt: skip
+        gone = len(set(before) & set(victims))
+        return (f"{gone} of {copies.many} lost, as many again after {again:.1f} s; {count} requests right, none late, "
+                f"{len(lost)} under way lost")  # fmt: skip
+
+    def roll(self) -> Seen:
+        """Put another server in this one's place while it is asked, as the place does: no request may be lost."""
+        c, old = self._contract, self._process
+        if not c.rolls:
+            return
+        assert old is not None
+        before = None if self._handed else Forwarder([self._port])
+        http, over = self._client(before.port if before else self._port), threading.Event()
+
+        def ask(first: int) -> list[float]:
+            """Ask small requests, one after the other; return the seconds that each took."""
+            took, numbers = [], self._block(first)[:8]
+            while not over.is_set():
+                began = time.monotonic()
+                self._ask(numbers, http)
+                took.append(time.monotonic() - began)
+            return took
+
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            clients = [pool.submit(ask, client) for client in range(CLIENTS)]
+            try:
+                time.sleep(LOAD / 2)
+                if before:
+                    self._begin_next(free_port())
+                    before.ports = [before.ports[0], self._port]
+                    time.sleep(LOAD / 2)
+                    before.ports = [self._port]
+                    time.sleep(c.pause)
+                self._told_to_end(old)
+                if not before:
+                    self._begin_next(self._port)
+                time.sleep(LOAD / 2)
+            finally:
+                over.set()
+            took = [seconds for client in clients for seconds in client.result()]
+        http.close()
+        if before:
+            before.close()
+        how = "the next one beside it" if before else "the next one after it, the socket kept"
+        yield (f"another server in its place under load, {how}",
+               f"no request lost of {len(took)}, the longest took {max(took):.1f} s")  # fmt: skip
+
+    def _begin_next(self, port: int) -> None:
+        """Start another server, which is the one from now on, and wait until it is ready."""
+        began = time.monotonic()
+        self._process, self._port = self._started(port), port
+        self._http.close()
+        self._http = self._client(port)
+        self._until_ready(began)
+
+    def _told_to_end(self, process: subprocess.Popen[bytes]) -> None:
+        """Tell a server to stop, and wait for it."""
+        process.send_signal(signal.SIGTERM)
+        self._ended(process, time.monotonic())
+
+    def _ended(self, process: subprocess.Popen[bytes], told: float) -> None:
+        """Wait until a server has ended, as it must."""
+        grace = self._contract.grace
+        try:
+            code = process.wait(max(0.1, grace - (time.monotonic() - told)))
+        except subprocess.TimeoutExpired:
+            raise self._broken(f"it has not ended {grace:g} s after SIGTERM") from None
+        if code != 0:
+            raise self._broken(f"it ended with exit code {code}")
 
     def end(self) -> Seen:
         """Tell the server to stop while it answers, as the place does."""
@@ -355,12 +475,7 @@ class _Stage:
             finally:
                 last = min(last, time.monotonic())
             under_way = sum(client.result() for client in clients)
-        try:
-            code = process.wait(max(0.1, c.grace - (time.monotonic() - told)))
-        except subprocess.TimeoutExpired:
-            raise self._broken(f"it has not ended {c.grace:g} s after SIGTERM") from None
-        if code != 0:
-            raise self._broken(f"it ended with exit code {code}")
+        self._ended(process, told)
         more = f"; {len(turned)} that came as it closed were turned away" if turned else ""
         yield "no request lost at SIGTERM", f"{under_way} under way were answered after it, all right{more}"
         yield f"ended within {c.grace:g} s", f"after {time.monotonic() - told:.1f} s, exit code 0"
@@ -377,11 +492,13 @@ class _Stage:
         """Return the numbers of the golden rows of a larger request."""
         return [(first + i) % len(self._expected.rows) for i in range(self._rows)]
 
-    def _ask(self, numbers: Sequence[int]) -> list[Compared]:
+    def _ask(self, numbers: Sequence[int], http: httpx2.Client | None = None) -> list[Compared]:
         """Ask for golden rows; return how the answers are to what they must be."""
         ask, rows = self._contract.ask, [self._expected.rows[number] for number in numbers]
         try:
-            reply = self._http.post(ask.path, json=ask.body(rows, self._expected.options))
+            reply = (http or self._http).post(ask.path, json=ask.body(rows, self._expected.options))
+        except self._late as error:
+            raise self._broken(f"{ask.path} is not answered within {ask.seconds:g} s") from error
         except self._failed as error:
             raise self._broken(f"{ask.path} broke off: {type(error).__name__}", LostError) from error
         if reply.status_code != 200:
@@ -444,9 +561,11 @@ class _Stage:
     def close(self) -> None:
         """End the server, whatever it is doing, and whatever it has started."""
         self._http.close()
-        if self._process is not None:
-            if self._process.poll() is None:
+        for process in self._all:
+            if process.poll() is None:
                 with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if self._handed:
+            self._handed.close()
         self._log.close()

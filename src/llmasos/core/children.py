@@ -97,6 +97,23 @@ class Child:
                 stream.close()  # type: ignore[union-attr]
 
 
+_HANDING = """
+import os, sys
+number, count, *words = sys.argv[1:]
+os.dup2(int(number), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=count)
+os.execvp(words[0], words)
+"""
+
+
+def handing(listener: socket.socket, words: Sequence[str], *, count: int = 1) -> list[str]:
+    """Return a command line that runs a program with a socket handed over, as systemd does.
+
+    ``subprocess`` must be told to pass it. ``count`` is how many the program is told of.
+    """
+    return [sys.executable, "-I", "-S", "-c", _HANDING, str(listener.fileno()), str(count), *words]
+
+
 def begun() -> tuple[BinaryIO, BinaryIO]:
     """Begin such a process, from the inside; return where messages come from, and where answers go.
 
@@ -116,16 +133,18 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def processes_below(process: int, called: str) -> list[int]:
-    """Return the numbers of the processes below another one whose names begin so."""
+def processes_below(process: int, called: str = "") -> list[int]:
+    """Return the numbers of the processes below another one, the oldest first: all, or whose command begins so."""
     import psutil
 
     found = []
     with suppress(psutil.Error):
         for one in psutil.Process(process).children(recursive=True):
             with suppress(psutil.Error):
-                found += [one.pid] if " ".join(one.cmdline()).startswith(called) else []
-    return sorted(found)
+                line = " ".join(one.cmdline())
+                if line.startswith(called) or Path(line.partition(" ")[0]).name == called:
+                    found.append((one.create_time(), one.pid))
+    return [number for _, number in sorted(found)]
 
 
 def free_port() -> int:

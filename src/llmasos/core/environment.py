@@ -83,6 +83,13 @@ def server_is_named() -> bool:
     return bool(os.environ.get("LLMASOS_URL", "").strip())
 
 
+def handed_over() -> tuple[int, int]:
+    """Return how many sockets systemd has handed to this process, and the first's number; no child is told of them."""
+    found = {name: os.environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")}
+    meant = found["LISTEN_PID"] == str(os.getpid()) and found["LISTEN_FDS"].isdigit()
+    return (int(found["LISTEN_FDS"]) if meant else 0), 3
+
+
 def traces_wanted() -> bool:
     """Say whether spans are sent somewhere: ``OTEL_EXPORTER_OTLP_ENDPOINT``, which OpenTelemetry itself reads."""
     return bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip())
@@ -126,6 +133,11 @@ def quieten_ray() -> None:
     """Keep Ray from reporting to its makers and from talking on the terminal, unless the user has said otherwise."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+def one_entrance() -> None:
+    """Have Ray's proxy ask all machines alike, as where it is the only one, unless the user has said otherwise."""
+    os.environ.setdefault("RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING", "0")
 
 
 def process_place() -> tuple[int, int, int, int]:

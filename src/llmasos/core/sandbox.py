@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import IO, NamedTuple
 
@@ -137,25 +137,41 @@ os.execv(sys.executable, [sys.executable, "-I", "-S", "program.py"])
 _READ_ONLY = (
     _BEGIN
     + r"""
-count = int(sys.argv[1])
+import warnings  # execvp needs it, and finds it on this disk alone
+root, count = sys.argv[1], int(sys.argv[2])
+folders, words = sys.argv[3 : 3 + count], sys.argv[3 + count :]
 enter(NEWNS | NEWUSER, 10001)
-for folder in sys.argv[2 : 2 + count]:
-    must(libc.mount(b"none", folder.encode(), b"tmpfs", 6, b"mode=777"), "no folder in memory")
-os.execv(sys.argv[2 + count], sys.argv[2 + count :])
+BIND = 0x1000 | 0x4000
+for folder in folders:
+    folder, _, source = folder.partition(":")
+    if source:
+        must(libc.mount(source.encode(), folder.encode(), None, BIND, None), f"{folder} does not become {source}")
+    else:
+        must(libc.mount(b"none", folder.encode(), b"tmpfs", 6, b"mode=777"), "no folder in memory")
+if root:
+    for folder in ("/dev", "/proc"):
+        must(libc.mount(folder.encode(), (root + folder).encode(), None, BIND, None), f"no {folder}")
+    os.chroot(root)
+    os.chdir("/")
+os.execvp(words[0], words)
 """
 )
 
 
-def read_only(words: Sequence[str], writable: Sequence[str]) -> list[str]:
+def read_only(words: Sequence[str], writable: Sequence[str], *, root: str = "", shown: Mapping[str, str] | None = None,
+              ) -> list[str]:  # fmt: skip
     """Return a command line that runs a program on a disk that it cannot write, but for folders in memory.
 
     The program has the process's own number, and is no root.
 
     Args:
-        words: the program, by its full path, and its arguments.
+        words: the program, by its full path or as ``PATH`` finds it, and its arguments.
         writable: full paths of folders that are there; what lies in them is hidden.
+        root: a folder that is the whole disk to the program; empty for this machine's.
+        shown: files and folders of this machine, as they are, by the paths in whose places they are shown.
     """
-    return [sys.executable, "-I", "-S", "-c", _READ_ONLY, str(len(writable)), *writable, *words]
+    places = [*writable, *(f"{place}:{source}" for place, source in (shown or {}).items())]
+    return [sys.executable, "-I", "-S", "-c", _READ_ONLY, root, str(len(places)), *places, *words]
 
 
 @cache

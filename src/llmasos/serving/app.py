@@ -7,11 +7,13 @@ status, and what happens when the server is told to stop. What is asked and answ
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import json
 import logging
 import re
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -119,6 +121,8 @@ def _docs(app: FastAPI) -> None:
 
 LAST = 2
 """Seconds that connections have to close when all requests have ended, or their time has."""
+RESTING = 2.0
+"""Seconds that connections at rest are kept when the server is told to stop: their next request may be under way."""
 
 MESSAGE = 2000
 """Characters of what is told of an error: a value that is wrong may be as long as a request."""
@@ -258,7 +262,7 @@ class Gate:
             return Failure(403, "not_open", f"this server answers {' and '.join(sorted(self._only))} alone")
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             return self._preflight(headers)
-        if self._desk.draining:
+        if self._desk.draining and not scope.get("state", {}).get("ends"):
             return Failure(503, "unavailable", "the server is stopping", retry_after=5)
         size, most = headers.get("content-length", "0"), self._desk.config.max_body
         if size.isdigit() and int(size) > most:
@@ -358,18 +362,25 @@ def _request_id(headers: Mapping[str, str]) -> str:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn, which drains before it stops: a first signal lets requests end, a second does not wait."""
+    """Uvicorn, which drains before it stops: a first signal lets requests end, a second does not wait.
 
-    def __init__(self, config: uvicorn.Config, desk: Desk) -> None:
+    Args:
+        config: how it runs.
+        desk: what it asks.
+        handed: a socket that listens already, and that its owner keeps: what comes after the signal waits in it for
+            the next server.
+    """
+
+    def __init__(self, config: uvicorn.Config, desk: Desk, handed: socket.socket | None = None) -> None:
         super().__init__(config)
-        self._desk = desk
+        self._desk, self._handed = desk, handed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Future[None] | None = None
 
     async def startup(self, sockets: Any = None) -> None:
         """Begin to listen."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
+        await super().startup([self._handed] if self._handed else sockets)
 
     @property
     def url(self) -> str:
@@ -388,12 +399,25 @@ class _Uvicorn(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._drain, until)
 
     def _drain(self, until: float) -> None:
+        if self._handed:
+            for server in self.servers:
+                server.close()
+        connections = {one for one in self.server_state.connections if isinstance(one, Patient)}
+        for connection in connections:
+            connection.end()
+        rested = min(until, time.monotonic() + RESTING)
+
         async def end() -> None:
+            while self._at_rest(connections) and time.monotonic() < rested:
+                await asyncio.sleep(0.05)
             if not await self._desk.drained(until):  # what is left is told so
                 await asyncio.get_running_loop().run_in_executor(None, self._desk.close)
             self.should_exit = True
 
         self._draining = asyncio.ensure_future(end())
+
+    def _at_rest(self, connections: set[Patient]) -> bool:
+        return any(one.rests for one in connections & self.server_state.connections)
 
 
 def server_config(
@@ -409,29 +433,36 @@ def server_config(
 
 
 def run(
-    desk: Desk, guard: Guard, *, version: str, watch: Watch, started: Callable[[str], None], **options: Any
+    desk: Desk, guard: Guard, *, version: str, watch: Watch, started: Callable[[str], None],
+    handed: socket.socket | None = None, **options: Any,
 ) -> None:  # fmt: skip
     """Serve until a signal stops it; ``started`` is told the address once it listens."""
     try:
-        listen(server_config(desk, guard, version=version, watch=watch, **options), desk, started=started)
+        config = server_config(desk, guard, version=version, watch=watch, **options)
+        listen(config, desk, handed=handed, started=started)
     finally:
         watch.close()
 
 
-def listen(config: uvicorn.Config, desk: Desk, *, started: Callable[[str], None]) -> None:
-    """Open what is to stay open, and listen until a signal; then drain.
+def listen(
+    config: uvicorn.Config, desk: Desk, *, handed: socket.socket | None = None, started: Callable[[str], None]
+) -> None:  # fmt: skip
+    """Open what is to stay open, and listen until a signal, on a socket that was handed over, if any; then drain.
 
     Raises:
         LLMasOSError: a model cannot be opened, or does not answer as it did when it was saved.
     """
-    server = _Uvicorn(config, desk)
+    server = _Uvicorn(config, desk, handed)
 
     async def whole() -> None:
+        gc.disable()  # nearly all that libraries make stays; to go through it again and again is a sixth of the start
         try:
             await desk.open_pinned()  # before the server's own start, which would tell of an error in its own words
         except BaseException:
             desk.close()
             raise
+        finally:
+            gc.enable()
         serving = asyncio.create_task(server.serve())
         while not server.started and not serving.done():
             await asyncio.sleep(0.02)

@@ -2,6 +2,9 @@
 
 Uvicorn limits how long a connection may rest between requests, and nothing else; clients that send a letter now and
 then, or headers without end, could hold all that there are.
+
+Nor does a connection end in the face of a request: when the server stops, each that is there may send one more, and is
+told with its answer that it was the last.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ class Patient(HttpToolsProtocol):
     """A connection that is closed when a request has not come to the end of its head in time, or in ``HEAD`` bytes."""
 
     seconds = 15.0
+    ends = False
+    """Whether the next answer is the last."""
     _head: asyncio.TimerHandle | None = None
     _in_head, _read = True, 0
 
@@ -44,12 +49,26 @@ class Patient(HttpToolsProtocol):
         if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > HEAD:
             raise ValueError
         self._in_head = False
+        self.scope["state"]["ends"] = self.ends
         super().on_headers_complete()
+        if self.ends and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """Expect the next head."""
         self._in_head = True
         super().on_message_complete()
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is asked by it just now."""
+        return self._in_head and self._between
+
+    def end(self) -> None:
+        """Let the answer that is due be the last, or, where it has begun or none is due, the next one."""
+        self.ends = True
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""

@@ -45,7 +45,7 @@ class Settings(Config):
 
 def contract(d: Deployment) -> Contract:
     """Return what the kubelet does with a pod of these objects."""
-    return of_container(d, pause=PAUSE)
+    return of_container(d, pause=PAUSE, rolls=True)
 
 
 def objects(d: Deployment) -> dict[str, dict[str, Any]]:

@@ -33,6 +33,7 @@ class Deployment:
         version: of this package.
         extra: the extra of this package that the server needs besides ``serve``; empty for none.
         own: the target's own settings.
+        light: whether it is an artifact for ``llmasos-edge``, which serves it there without torch.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Deployment:
     weights: str
     extra: str
     own: Any
+    light: bool = False
 
     @property
     def inside(self) -> bool:
@@ -64,6 +66,8 @@ class Deployment:
     @property
     def package(self) -> str:
         """What pip installs."""
+        if self.light:
+            return f"llmasos-edge=={self.version}"
         return f"llmasos[{','.join(filter(None, ('serve', self.extra)))}]=={self.version}"
 
     def needs(self, option: str, value: Any, example: str) -> str:
@@ -75,6 +79,27 @@ class Deployment:
         if not value:
             raise UsageError(f"{option} is not given", hint=f"--set {option}={example}")
         return str(value)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training on its way to a place.
+
+    Args:
+        name: what it is called there.
+        words: its command line, after ``llmasos``; what it names of ``mounts`` it names by the paths there.
+        mounts: files and folders of this machine, by their paths there.
+        version: of this package.
+        extras: of this package that it needs there.
+        own: the target's own settings.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    mounts: Mapping[str, str]
+    version: str
+    extras: tuple[str, ...]
+    own: Any
 
 
 @dataclass(frozen=True)
@@ -110,11 +135,19 @@ class Ask:
 
 
 class Copies(NamedTuple):
-    """Processes that do the same: how many, how their names begin, and seconds until one that died is replaced."""
+    """Processes that do the same, on machines.
+
+    Args:
+        many: how many.
+        called: how their names begin.
+        machine: the program that each machine runs them below, the first machine's with ``--head``; empty for none.
+        again: seconds until one that died is replaced.
+    """
 
     many: int
     called: str
     again: float
+    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,7 +173,11 @@ class Contract:
         writable: the only folders that can be written; None where all can.
         module: what is run with the words.
         files: texts that the words name, by their paths.
-        copies: what runs side by side there; one is killed under load.
+        copies: what runs side by side there; one is killed under load, then a machine.
+        root: a folder of this machine that is the whole disk of the server, which is its program ``llmasos``: an
+            image's own; None where the server is this package.
+        rolls: whether the place puts another server in its place while it is asked.
+        handed: whether the place listens itself, and hands over its socket to one server after the other.
     """
 
     words: tuple[str, ...]
@@ -161,6 +198,9 @@ class Contract:
     module: str = "llmasos"
     files: Mapping[str, str] = field(default_factory=dict)
     copies: Copies | None = None
+    root: str | None = None
+    rolls: bool = False
+    handed: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,6 +237,20 @@ class State:
     address: str = ""
 
 
+class Counted(NamedTuple):
+    """Requests that a version was sent, and how many of them it failed to answer."""
+
+    requests: int
+    errors: int
+
+
+class Health(NamedTuple):
+    """How the two versions of a release have answered since it began."""
+
+    old: Counted
+    new: Counted
+
+
 class Target(ABC):
     """One place.
 
@@ -223,6 +277,21 @@ class Target(ABC):
     @abstractmethod
     def steps(self, deployment: Deployment, folder: str) -> list[str]:
         """Return the commands by which what lies in a folder is put there, by the place's own tools."""
+
+    light: ClassVar[bool] = False
+    """Whether an artifact for ``llmasos-edge`` is served by that there."""
+    trains: ClassVar[type[Config] | None] = None
+    """Its options of a machine to train on; None where nothing is trained there."""
+
+    def training(self, training: Training) -> dict[str, str]:
+        """Return the files of a training there."""
+        del training
+        raise self._refusal("finetune --on")
+
+    def launch(self, training: Training, folder: str) -> list[str]:
+        """Return the command that starts a training whose files lie in a folder."""
+        del training, folder
+        raise self._refusal("finetune --on")
 
     applies: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ()
@@ -260,6 +329,51 @@ class Target(ABC):
         del name, region
         raise self._refusal("rm")
 
+    canary: ClassVar[bool] = False
+    """Whether a new version can stand beside the old one there, with a share of the requests."""
+
+    def begin(self, deployment: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
+        """Put a new version beside the one that is there, with a share of the requests; it need not be ready yet.
+
+        Raises:
+            UsageError: there is none to stand beside, or there are two already.
+            RemoteError: the place cannot be reached, or refuses.
+        """
+        del deployment, files, share
+        raise self._refusal("a release")
+
+    def ask(self, name: str, region: str | None, path: str, body: Any) -> Any:
+        """Ask the new version, and it alone; return its answer.
+
+        Raises:
+            DeploymentError: it fails to answer.
+        """
+        del name, region, path, body
+        raise self._refusal("a release")
+
+    def watch(self, name: str, region: str | None) -> Health:
+        """Count what the two versions were sent, and what they failed to answer, since the release began."""
+        del name, region
+        raise self._refusal("a release")
+
+    def promote(self, name: str, region: str | None) -> Iterator[Event]:
+        """Give all requests to the new version, and remove the old one.
+
+        Raises:
+            UsageError: no release is under way.
+        """
+        del name, region
+        raise self._refusal("promote")
+
+    def back(self, name: str, region: str | None) -> Iterator[Event]:
+        """Give all requests to the old version, and remove what there is of the new one, however far it came.
+
+        Raises:
+            UsageError: no release is under way.
+        """
+        del name, region
+        raise self._refusal("back")
+
     def _refusal(self, verb: str) -> UsageError:
         return UsageError(f"{verb} is not there yet for {self.name}", hint="use the place's own commands")
 
@@ -294,6 +408,11 @@ def infer(name: str, seconds: float) -> Ask:
         return [flat[i * width : (i + 1) * width] for i in range(count)]
 
     return Ask(f"/v2/models/{name}/infer", seconds, body, read)
+
+
+def predicted(seconds: float) -> Ask:
+    """Ask by the route that the server and ``llmasos-edge`` share."""
+    return Ask("/v1/predict", seconds, lambda rows, _: {"inputs": list(rows)}, lambda answer: list(answer["results"]))
 
 
 def listed(path: str, seconds: float, key: str) -> Ask:

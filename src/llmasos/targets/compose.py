@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from ._server import (
     of_container,
     words,
 )
-from .base import SERVER, Contract, Deployment, Target
+from .base import SERVER, Contract, Deployment, Target, Validated
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,19 @@ class Compose(Target):
     about = "the server with Prometheus and Grafana, on one machine"
     takes: ClassVar[tuple[str, ...]] = (*SERVER, "name", "image", "memory", "gpu", "port", "weights")
     settings = Settings
+    light = True
 
     def render(self, deployment: Deployment) -> dict[str, str]:
         """Return the composition, and what its parts read."""
-        return {
+        server = {
             "compose.yaml": as_yaml(_composition(deployment)),
             "Dockerfile": dockerfile(deployment, words(deployment)),
             ".dockerignore": "*\n!Dockerfile\n!*.whl\n",
+        }
+        if deployment.light:  # which counts nothing that could be drawn
+            return server
+        return {
+            **server,
             "prometheus.yml": as_yaml(_scrape(deployment)),
             "grafana/datasource.yml": as_yaml(_SOURCE),
             "grafana/provider.yml": as_yaml(_PROVIDER),
@@ -59,9 +66,9 @@ class Compose(Target):
 
     def steps(self, deployment: Deployment, folder: str) -> list[str]:
         """Bring keys, and start."""
-        del deployment
+        scrape = [] if deployment.light else [f"llmasos keys add prometheus > {shlex.quote(folder)}/scrape.key"]
         return [
-            f"llmasos keys add prometheus > {shlex.quote(folder)}/scrape.key",
+            *scrape,
             keys(folder),
             f"docker compose --project-directory {shlex.quote(folder)} up --build --detach",
         ]
@@ -69,6 +76,21 @@ class Compose(Target):
     def contract(self, deployment: Deployment) -> Contract:
         """Return what Compose does with the server's container."""
         return of_container(deployment)
+
+    def validate(self, files: Mapping[str, str]) -> Validated:
+        """Hold the composition against the Compose Specification; what it names must be in it."""
+        from importlib.metadata import version
+
+        try:
+            from compose_spec import PyCompose
+        except ImportError:
+            return Validated("compose-spec", missing="pip install compose-spec")
+        problems = list[str]()
+        try:
+            PyCompose.from_yaml(files["compose.yaml"]).validate()
+        except ValueError as error:
+            problems.append(f"compose.yaml: {error}")
+        return Validated(f"compose-spec {version('compose-spec')}", tuple(problems))
 
 
 @cache
@@ -83,7 +105,7 @@ def _composition(d: Deployment) -> dict[str, Any]:
     if d.gpu:
         limits["reservations"] = {"devices": [{"driver": "nvidia", "count": d.gpu, "capabilities": ["gpu"]}]}
     build: dict[str, Any] = {"context": "."} | (
-        {"additional_contexts": {"model": d.model}} if d.inside else {}
+        {"additional_contexts": {"model": d.model}} if d.inside or d.light else {}
     )  # fmt: skip
     volumes = [f"home:{HOME}", f"{d.own.keys}:{os.path.dirname(KEYS)}:ro"] + (
         [] if d.inside else [f"{d.model}:{folder_of(d)}:ro"]
@@ -94,6 +116,8 @@ def _composition(d: Deployment) -> dict[str, Any]:
         **closed, "stop_grace_period": f"{DRAIN + SLACK}s",
         "deploy": {"resources": limits},
     }  # fmt: skip
+    if d.light:
+        return {"name": d.name, "services": {"server": server}, "volumes": {"home": {}}}
     prometheus = {
         "image": d.own.prometheus, "restart": "unless-stopped", "volumes": ["numbers:/prometheus"],
         "configs": [{"source": "prometheus", "target": "/etc/prometheus/prometheus.yml"}], "secrets": ["scrape_key"],

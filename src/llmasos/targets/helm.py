@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ._kubernetes import TAKES, Settings, contract, objects, secret, validated, within
@@ -59,8 +64,33 @@ class Helm(Target):
         return contract(deployment)
 
     def validate(self, files: Mapping[str, str]) -> Validated:
-        """Hold the chart, with its own values, against the schemas of Kubernetes."""
-        return validated(filled(files))
+        """Let Helm itself check the chart and fill it; hold what it makes against the schemas of Kubernetes.
+
+        Where Helm is not here, the chart is filled as Helm does it.
+        """
+        program = shutil.which("helm")
+        if program is None:
+            found = validated(filled(files))
+            return replace(found, tool=f"{found.tool}, without helm")
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in files.items():
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+            linted = _told(program, "lint", "--strict", folder)
+            made = _told(program, "template", "mine", folder)
+            version = _told(program, "version", "--short").stdout.strip().partition("+")[0]
+        problems = [line.replace(f"{folder}/", "") for line in linted.stdout.splitlines()
+                    if line.startswith(("[ERROR]", "[WARNING]"))]  # fmt: skip
+        problems += made.stderr.strip().splitlines() if made.returncode else []
+        if linted.returncode and not problems:
+            problems = (linted.stdout + linted.stderr).strip().splitlines()[-1:]
+        found = validated({"what helm makes": made.stdout})
+        return Validated(f"helm {version}; {found.tool}", (*problems, *found.problems), found.missing)
+
+
+def _told(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
 
 
 def filled(files: Mapping[str, str]) -> dict[str, str]:

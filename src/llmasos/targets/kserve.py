@@ -45,7 +45,7 @@ class KServe(Target):
 
     def contract(self, deployment: Deployment) -> Contract:
         """Return what KServe does with a pod of it."""
-        found = of_container(deployment, pause=PAUSE, port=PORT, ready=READY, live=LIVE)
+        found = of_container(deployment, pause=PAUSE, port=PORT, ready=READY, live=LIVE, rolls=True)
         return replace(found, model=PLACE, words=tuple(words(deployment, PLACE, port=PORT)))
 
     def validate(self, files: Mapping[str, str]) -> Validated:

@@ -11,7 +11,7 @@ from ._server import DRAIN, ENVIRONMENT, KEYS, OPENING, PAUSE, SLACK, as_yaml
 from .base import SERVER, Contract, Copies, Deployment, Probe, Target, infer
 
 AGAIN = 30.0
-"""Seconds in which a copy that died is replaced."""
+"""Seconds in which a copy that died is replaced, or those of a machine."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Ray(Target):
             ask=infer(d.name, 60.0), grace=DRAIN + SLACK, pause=PAUSE, keys=d.own.keys_file,
             environment={**ENVIRONMENT, "LLMASOS_KEYS": d.own.keys_file}, module="llmasos.replicas",
             files={"/serve.yaml": as_yaml(_configuration(d))},
-            copies=Copies(d.replicas, f"ray::ServeReplica:{d.name}:server", AGAIN),
+            copies=Copies(d.replicas, f"ray::ServeReplica:{d.name}:server", AGAIN, "raylet"),
         )  # fmt: skip
 
 
