@@ -11,7 +11,7 @@ from .harness import ROOT, say
 NAMES = (
     "start", "finetune", "predict", "tokens", "answers", "similarity", "translation", "chat", "packed", "frozen",
     "pretrain", "generate", "processes", "checkpoints", "ways", "exports", "writers", "edge", "web", "bundle",
-    "engines", "serve", "client", "overload", "retrieval", "newcomer", "plan", "size",
+    "engines", "serve", "client", "overload", "ray_serve", "retrieval", "newcomer", "plan", "image", "size",
 )  # fmt: skip
 
 

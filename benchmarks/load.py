@@ -43,11 +43,12 @@ class Answered:
         return 1e3 * sorted(self.latencies)[min(len(self.latencies) - 1, int(share * len(self.latencies)))]
 
 
-def asked(path: str, body: Any) -> bytes:
+def asked(path: str, body: Any, **headers: str) -> bytes:
     """Return a request as bytes."""
     content = json.dumps(body).encode()
+    own = (f"{name}: {value}" for name, value in headers.items())
     lines = (f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json",
-             f"Content-Length: {len(content)}", "", "")  # fmt: skip
+             f"Content-Length: {len(content)}", *own, "", "")  # fmt: skip
     return "\r\n".join(lines).encode() + content
 
 

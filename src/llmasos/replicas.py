@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.environment import quieten_ray, settings_here
+from .core.environment import one_entrance, quieten_ray, settings_here
 from .core.errors import HardwareError, MissingExtraError
 from .serving.desk import PATIENCE
 
@@ -112,6 +112,7 @@ def _run(content: Mapping[str, Any], *, cpus: float) -> int:
     import yaml
 
     quieten_ray()
+    one_entrance()
     from ray.cluster_utils import Cluster
 
     stopped = threading.Event()
@@ -128,13 +129,22 @@ def _run(content: Mapping[str, Any], *, cpus: float) -> int:
             asked = [sys.executable, "-c", code, "run", str(path), "--address", cluster.address]
             with subprocess.Popen(asked) as program:
                 while program.poll() is None and not stopped.wait(0.1):
-                    pass
+                    _replaced(cluster, node)
                 if program.poll() is None:
                     program.send_signal(signal.SIGINT)
                 code_ = program.wait()
         return 0 if stopped.is_set() else code_ or 1
     finally:
         cluster.shutdown()
+
+
+def _replaced(cluster: Any, node: Mapping[str, Any]) -> None:
+    """Add a machine for each that is gone, as whoever runs a cluster does."""
+    for gone in [one for one in cluster.worker_nodes if one.dead_processes()]:
+        stop = signal.getsignal(signal.SIGTERM)
+        cluster.remove_node(gone, allow_graceful=False)
+        cluster.add_node(wait=False, **node)
+        signal.signal(signal.SIGTERM, stop)  # a new machine has set Ray's own again
 
 
 if __name__ == "__main__":
