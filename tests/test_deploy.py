@@ -16,7 +16,7 @@ from golden_targets import EDGES, FOLDER, deployment, rendered, save_light
 from llmasos.core import plugins
 from llmasos.core.config import DeployConfig
 from llmasos.core.errors import BundleError, UsageError
-from llmasos.deployment import RECORD, Job, render, settled
+from llmasos.deployment import RECORD, RELEASE, Job, render, settled
 from llmasos.targets._server import OPENING
 from llmasos.targets.base import Validated
 from llmasos.targets.helm import filled
@@ -116,6 +116,40 @@ def test_a_manifest_that_kubernetes_does_not_know_is_told() -> None:
     wrong = files["deployment.yaml"].replace("readinessProbe", "readynessProbe")
     (problem,) = target.validate({"deployment.yaml": wrong}).problems
     assert "readynessProbe" in problem
+
+
+def test_a_dockerfile_has_no_errors_by_hadolint() -> None:
+    target = plugins.load("targets", "docker")
+    if missing := target.validate(target.render(deployment("docker"))).missing:
+        pytest.skip(f"needs hadolint: {missing}")
+    for more in ({}, {"gpu": 1}, {"weights": "inside"}):
+        assert target.validate(target.render(deployment("docker", **more))).problems == ()
+    wrong = target.render(deployment("docker"))["Dockerfile"].replace("USER 10001", "USR 10001")
+    assert "Dockerfile" in target.validate({"Dockerfile": wrong}).problems[0]
+
+
+def test_a_composition_is_what_the_specification_says() -> None:
+    pytest.importorskip("compose_spec", reason="needs compose-spec")
+    target = plugins.load("targets", "compose")
+    for more in ({}, {"gpu": 1, "weights": "inside"}):
+        files = target.render(deployment("compose", **more))
+        assert target.validate(files).problems == ()
+    wrong = files["compose.yaml"].replace("stop_grace_period: 55s", "stop_grace_period: soon")
+    assert "soon" in target.validate({"compose.yaml": wrong}).problems[0]
+
+
+def test_helm_itself_takes_the_chart() -> None:
+    if shutil.which("helm") is None:
+        pytest.skip("needs helm")
+    target = plugins.load("targets", "helm")
+    for more in ({}, {"max_replicas": 5, "gpu": 1}, {"weights": "inside"}):
+        found = target.validate(target.render(deployment("helm", **more)))
+        assert found.problems == ()
+        assert found.tool.startswith("helm v")
+    files = target.render(deployment("helm"))
+    assert target.validate({**files, "Chart.yaml": "apiVersion: v2\nname: mine\n"}).problems
+    wrong = files["templates/service.yaml"].replace("port: 80", "prt: 80")
+    assert "'port' is a required" in " ".join(target.validate({**files, "templates/service.yaml": wrong}).problems)
 
 
 def test_the_chart_with_its_own_values_is_the_manifests() -> None:
@@ -319,7 +353,7 @@ def test_python_renders_too(model: Path, tmp_path: Path) -> None:
 
 def test_the_options_are_those_of_the_configuration() -> None:
     names = {field.name for field in fields(DeployConfig)}
-    assert names == set(CHANGED)
+    assert names == set(CHANGED) | set(RELEASE)
     assert all(set(plugins.load("targets", name).takes) <= names for name in NAMES)
 
 
@@ -340,13 +374,19 @@ def test_a_contract_is_kept_by_the_real_server(name: str, tuned_model: Path) -> 
 
     more = {}
     if name == "ray":
-        pytest.importorskip("ray.serve.scripts", reason="needs ray[serve]")
+        pytest.importorskip("grpc_reflection", reason="needs ray[serve]")
         more = {"replicas": 2, "cpus": 1}
     found = LLM.from_pretrained(tuned_model).deploy(name, rehearse=True, name="mine", progress=True, **more)
     asked = [step.asked for step in found.steps]
     print(*((step.asked, step.seen, step.seconds) for step in found.steps), sep="\n")
+    rolled = [step.seen for step in found.steps if "another server in its place" in step.asked]
+    assert len(rolled) == (name in ("kubernetes", "helm", "kserve", "systemd"))
+    assert all(seen.startswith("no request lost of ") for seen in rolled)
     assert asked[-2] == "no request lost at SIGTERM"
     assert "golden rows, in" in " ".join(step.seen for step in found.steps)
+    killed = [step for step in found.steps if "killed under load" in step.asked]
+    assert [step.asked.split()[1] for step in killed] == (["copy", "machine"] if name == "ray" else [])
+    assert all(int(step.seen.split()[0]) >= 1 for step in killed)
 
 
 def test_a_target_that_is_not_kept_is_an_error_with_the_log(tuned_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +410,16 @@ def test_a_model_without_golden_rows_is_not_rehearsed(model: Path) -> None:
 
     with pytest.raises(BundleError, match="no golden rows"):
         result_of(rehearse(settled("docker", model, {})))
+
+
+def test_labels_that_are_numbers_are_compared_by_their_names(
+    tuned_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmasos import expected
+
+    monkeypatch.setattr(expected, "answered", lambda *_: ((), 0.01))
+    monkeypatch.setattr(expected, "_predicted", lambda *_: [({"text": "a"}, {"scores": {0: 0.25, 1: 0.75}})])
+    assert expected.Expected(tuned_model).check(0, {"scores": {"0": 0.25, "1": 0.75}}).same
 
 
 def test_an_answer_that_is_not_the_golden_one_is_told(tuned_model: Path) -> None:

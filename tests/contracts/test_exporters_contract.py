@@ -77,21 +77,21 @@ def slow(exporter: Any) -> bool:
     return bool(exporter.programs) or exporter.engine == "executorch"
 
 
+def _quick(name: str, tag: str) -> bool:
+    """Say whether a pair is tried each time; two parts of an encoder-decoder take OpenVINO as long as all else."""
+    return tag in QUICK and not slow(plugins.load("exporters", name)) and (name, tag) != ("openvino", "translation")
+
+
 def _pairs() -> list[Any]:
-    found = []
-    for name in FORMATS:
-        exporter = plugins.load("exporters", name)
-        for tag in plugins.names("tasks"):
-            if exporter.holds(plugins.load("tasks", tag)):
-                quick = tag in QUICK and not slow(exporter)
-                found.append(pytest.param(name, tag, marks=[] if quick else pytest.mark.slow))
-    return found
+    return [pytest.param(name, tag, marks=[pytest.mark.slow] * (not _quick(name, tag)))
+            for name in FORMATS for tag in plugins.names("tasks")
+            if plugins.load("exporters", name).holds(plugins.load("tasks", tag))]  # fmt: skip
 
 
 def _kinds() -> list[Any]:
     """Name every format with a task of each kind of model that it holds."""
     held = [(name, tag, plugins.load("exporters", name)) for name in FORMATS for tag in USUAL.values()]
-    return [pytest.param(name, tag, marks=[pytest.mark.slow] * (slow(exporter) or tag not in QUICK))
+    return [pytest.param(name, tag, marks=[pytest.mark.slow] * (not _quick(name, tag)))
             for name, tag, exporter in held if exporter.holds(plugins.load("tasks", tag))]  # fmt: skip
 
 
