@@ -1,7 +1,8 @@
 """Machines that clouds rent out: what they hold, what an hour costs, and what a model costs on them.
 
-Prices are a table with its date (``instances.json``), or SkyPilot's catalogue once it was read. What a processor or a
-card can do is in ``devices.py``, or stands here for the processors of clouds, from what the clouds say of them.
+Prices are a table out of SkyPilot's catalogue (``instances.json``), or all of it that is known here, once it was read.
+What a processor or a card can do is in ``devices.py``, or stands here for the processors of clouds, from what the
+clouds say of them.
 """
 
 from __future__ import annotations
