@@ -112,6 +112,7 @@ def catalogue(folder: Path) -> Path:
             "m7i.large,,,2.0,8.0,,0.7,,eu-west-1,a\nm7i.large,,,2.0,8.0,,0.6,,eu-west-2,a\n"
             "g5.12xlarge,A10G,4.0,48.0,192.0,,5.0,,us-east-1,a\nz9.huge,,,2.0,8.0,,0.1,,us-east-1,a\n"
             "g5.xlarge,A10G,1.0,4.0,16.0,,,,us-east-1,b\n"
+            "g5.xlarge,A10G,1.0,4.0,16.0,,0.2,0.9,us-east-1,c\n"  # a spot machine never costs more
         )
     gcp = folder / "v10" / "gcp" / "vms.csv"
     gcp.parent.mkdir()

@@ -253,7 +253,7 @@ def _read(cloud: str, path: Path) -> Iterator[Instance]:
         with path.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines):
                 price, name, region = row["Price"], row["InstanceType"], row["Region"]
-                if not price:
+                if not price or float(price) < float(row["SpotPrice"] or 0):  # the catalogue has such, which are wrong
                     continue
                 card, count = row["AcceleratorName"] or None, float(row["AcceleratorCount"] or 0)
                 if not name:
