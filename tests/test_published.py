@@ -113,7 +113,7 @@ def test_an_encoder_without_a_task_is_exported_to_make_vectors(tmp_path: Path) -
     assert pair.score == pytest.approx(float(np.prod(copy.embed(texts), axis=0).sum()), abs=1e-5)
 
 
-@pytest.mark.parametrize("talks", [True, False])
+@pytest.mark.parametrize("talks", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_decoder_without_a_task_is_exported_to_write(tmp_path: Path, talks: bool) -> None:
     pytest.importorskip("onnxruntime")
     folder = save_tiny(tmp_path / "m", "AutoModelForCausalLM")

@@ -91,7 +91,7 @@ def _pairs() -> list[Any]:
 def _kinds() -> list[Any]:
     """Name every format with a task of each kind of model that it holds."""
     held = [(name, tag, plugins.load("exporters", name)) for name in FORMATS for tag in USUAL.values()]
-    return [pytest.param(name, tag, marks=[pytest.mark.slow] * (not _quick(name, tag)))
+    return [pytest.param(name, tag, marks=[pytest.mark.slow] * (tag != QUICK[0] or not _quick(name, tag)))
             for name, tag, exporter in held if exporter.holds(plugins.load("tasks", tag))]  # fmt: skip
 
 
