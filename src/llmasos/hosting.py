@@ -21,9 +21,8 @@ from socketserver import ThreadingMixIn
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from .core.environment import handed_over
 from .core.errors import LLMasOSError, UsageError, did_you_mean
-from .core.hosts import is_loopback
+from .core.hosts import handed_socket, is_loopback
 from .edge import Model
 from .serving.keys import KeyFile, owner_of
 
@@ -74,7 +73,7 @@ class Host(ThreadingMixIn, HTTPServer):
         self._places = threading.BoundedSemaphore(CONNECTIONS)
         self._waiting, self._turn = threading.BoundedSemaphore(WAITING), threading.Lock()
         self._under_way, self._change = 0, threading.Condition()
-        handed = _handed()
+        handed = handed_socket()
         if handed is not None:
             host, port = handed.getsockname()[:2]
         self.is_closed = not is_loopback(host)
@@ -273,15 +272,3 @@ def _told(refusal: Refusal) -> Reply:
     usual = "invalid_request_error" if refusal.status < 500 else "server_error"
     error = {"message": str(refusal), "type": kind.get(refusal.status, usual), "param": None, "code": refusal.code}
     return Reply(refusal.status, {"error": error}, refusal.retry)
-
-
-def _handed() -> socket.socket | None:
-    """Return the socket that systemd has handed over, where it has."""
-    count, first = handed_over()
-    if not count:
-        return None
-    found = socket.socket(fileno=first)
-    if count > 1 or found.family not in (socket.AF_INET, socket.AF_INET6):
-        raise UsageError(f"{count} sockets were handed over, and one of TCP is taken",
-                         hint="one ListenStream=ADDRESS:PORT in the socket unit")  # fmt: skip
-    return found

@@ -108,7 +108,7 @@ def launch(job: Sent) -> None:
         for name, text in job.files.items():
             atomic.write_text(Path(folder, name), text)
         program, *words = job.target.launch(job.training, folder)
-        there = environment_named("LLMASOS_SKYPILOT")
+        there = environment_named(job.target.variable) if job.target.variable else None
         found = shutil.which(program, path=f"{there / 'bin'}{os.pathsep}{os.defpath}" if there else None)
         if found is None:
             raise MissingExtraError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import bundle, plugins
 from ..core.config import ServeConfig
-from ..core.environment import handed_over, home, key_password, traces_wanted
+from ..core.environment import home, key_password, traces_wanted
 from ..core.errors import BundleError, MissingExtraError, UsageError, did_you_mean
-from ..core.hosts import is_loopback
+from ..core.hosts import handed_socket, is_loopback
 from . import facts
 from .guard import Guard
 from .keys import KeyFile
@@ -115,32 +114,12 @@ def serve(
         from .app import run
     except ImportError as error:
         raise MissingExtraError("a server", install="'llmasos[serve]'") from error
-    handed = _handed()
+    handed = handed_socket()
     if handed is not None:  # who may ask depends on where it listens, whatever the options say
         host, port = handed.getsockname()[:2]
         config = replace(config, host=host, port=port)
     guard, tls, desk = guarded(config, hosts, origins), _tls(config), desk_of(models, config, pinned, adapters)
     run(desk, guard, version=version, watch=watch_of(desk, version), started=started, handed=handed, **tls)
-
-
-def _handed() -> socket.socket | None:
-    """Return the socket that systemd, or who does as it does, has handed over; it listens already.
-
-    Raises:
-        UsageError: it is not one of TCP, or there are several.
-    """
-    count, first = handed_over()
-    if not count:
-        return None
-    try:
-        found = socket.socket(fileno=first)
-        listens = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:  # a file, or a pipe
-        listens = False
-    if count > 1 or not listens or found.family not in (socket.AF_INET, socket.AF_INET6):
-        raise UsageError(f"{count} sockets were handed over, and one that listens to TCP is taken",
-                         hint="one ListenStream=ADDRESS:PORT in the socket unit")  # fmt: skip
-    return found
 
 
 def desk_of(

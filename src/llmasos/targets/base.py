@@ -288,6 +288,9 @@ class Target(ABC):
         del training
         raise self._refusal("finetune --on")
 
+    variable: ClassVar[str] = ""
+    """What names the environment of its own that its program lies in."""
+
     def launch(self, training: Training, folder: str) -> list[str]:
         """Return the command that starts a training whose files lie in a folder."""
         del training, folder

@@ -68,6 +68,8 @@ class SkyPilot(Target):
         """Return the task, as ``sky jobs launch`` reads it."""
         return {"task.yaml": as_yaml(_task(training))}
 
+    variable = MAKERS.variable
+
     def launch(self, training: Training, folder: str) -> list[str]:
         """Start, as a job that is moved to another machine when its own is taken away."""
         return ["sky", "jobs", "launch", "--name", training.name, f"{folder}/task.yaml"]
