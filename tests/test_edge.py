@@ -198,16 +198,16 @@ def test_the_command_words_errors(made: Any, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_model_whose_tokenizer_is_read_otherwise_is_not_exported(made: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    from llmasos.exporters import edge
+    from llmasos.data import tokenizer
 
-    light = edge.opened
+    light = tokenizer.opened
 
     def other(folder: Path) -> Any:
         found = light(folder)
         found.model_max_length = 12
         return found
 
-    monkeypatch.setattr(edge, "opened", other)
+    monkeypatch.setattr(tokenizer, "opened", other)
     model = LLM.from_pretrained(made("text-classification")[0].parent / "model")
     with pytest.raises(errors.UsageError, match=r"reads tokenizers by tokenizer\.json"):
         model.export(tmp_path / "out", "edge")

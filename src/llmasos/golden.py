@@ -238,8 +238,27 @@ def tokens_of(encoded: Encoded) -> list[list[list[int]]]:
 
 def run_together(golden: Golden, engine: Engine, task: Task, tokenizer: Any) -> None:
     """Run all golden rows in one batch, so that an engine that proves itself on its first rows has several."""
+    engine.outputs(_together(golden, task, tokenizer))
+
+
+def apart_together(golden: Golden, engine: Engine, task: Task, tokenizer: Any) -> float:
+    """Run all golden rows in one batch; return their largest difference, as a share of the largest golden output.
+
+    An engine that computes rows side by side may be wrong only there. For outputs "row", "token" and "embedding".
+    """
+    batch = _together(golden, task, tokenizer)
+    found = engine.outputs(batch)
+    parts = np.split(found, batch.offsets[1:-1] if task.output == "token" else np.arange(1, len(found)))
+    places = np.arange(len(parts)) if batch.places is None else batch.places
+    each = np.sort(places.reshape(len(batch.rows), -1))  # of an example alone, too, the longest sequence is the first
+    found_of = {row: np.concatenate([parts[at] for at in ats]) for row, ats in zip(batch.rows, each, strict=True)}
+    apart = [difference(task, found_of[row], wanted) for row, wanted in enumerate(golden.outputs)]
+    return max(apart) / max(golden.largest, 1e-30)
+
+
+def _together(golden: Golden, task: Task, tokenizer: Any) -> Batch:
     encoded = _encoded(task, tokenizer, golden.rows, golden.max_length)
-    engine.outputs(gather(encoded, np.arange(len(encoded))))
+    return gather(encoded, np.arange(len(encoded)))
 
 
 def check_together(golden: Golden, batcher: Batcher, task: Task, tokenizer: Any) -> None:

@@ -354,7 +354,7 @@ class LLM(Opened):
 
         task, length = self._fitted(), self._max_length(config)
         events = scored(
-            lambda: self._engine(config), task, self.tokenizer, length, data, columns, config, writing,
+            lambda: self._engine(config), task, self._reader, length, data, columns, config, writing,
             untrained=lambda: self._untrained(task, config), written=self._written,
         )  # fmt: skip
         return followed(events, progress)  # type: ignore[no-any-return]
@@ -576,7 +576,7 @@ class LLM(Opened):
             answers = self._written(rows, options, cut)
         else:
             answers = predict(
-                self._engine(config), task, self.tokenizer, rows, max_length=self._max_length(config),
+                self._engine(config), task, self._reader, rows, max_length=self._max_length(config),
                 batch_size=config.batch_size, allow_truncated=config.allow_truncated, cut=cut,
             )  # fmt: skip
 

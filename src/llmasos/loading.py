@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from .architectures._adapters import Adapter, attach, load
 from .core import bundle, plugins
 from .core.errors import BundleError, NotFittedError, UsageError
+from .data import tokenizer as light
 from .data.tokenizer import longest
-from .tasks.base import Task
+from .tasks.base import SCRIPTS, Task
 
 
 class Loaded(NamedTuple):
@@ -48,6 +49,29 @@ def load_tokenizer(folder: Path) -> Any:
             hint="take the tokenizer that belongs to the model",
         )
     return tokenizer
+
+
+def reads_alike(folder: Path, tokenizer: Any, task: Task) -> bool:
+    """Say whether the light tokenizer (``data/tokenizer.py``) reads a saved folder as transformers' own does.
+
+    Args:
+        folder: with the tokenizer's files and ``config.json``.
+        tokenizer: transformers' own.
+        task: on the texts of its golden rows both are compared, besides texts of many scripts.
+    """
+    if not getattr(tokenizer, "is_fast", False) or not (folder / light.FILE).is_file():
+        return False
+    rows = [value for row in task.golden() for value in row.values() if isinstance(value, str)]
+    ours, asked = light.opened(folder), [SCRIPTS, "", "Hello, world!", *rows]
+    ours.model_input_names = tuple(tokenizer.model_input_names)
+    compared: list[tuple[Any, Any]] = [
+        (ours(asked), dict(tokenizer(asked, truncation=False, verbose=False))),
+        (ours(asked, asked[::-1]), dict(tokenizer(asked, asked[::-1], truncation=False, verbose=False))),
+        (ours.all_special_ids, tokenizer.all_special_ids),
+        (ours.special_tokens_map, tokenizer.special_tokens_map),
+        (light.longest_input(folder, ours), longest_input(folder, tokenizer)),
+    ]
+    return all(here == there for here, there in compared)
 
 
 _TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "spiece*", "sentencepiece*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from .core import bundle, plugins
 from .core.config import ExportConfig, GenerateConfig, PredictConfig, WriteConfig
 from .core.errors import BundleError, LLMasOSError, NotFittedError, ParityError, UsageError
+from .data import tokenizer as light
 from .tasks.base import Row, Task
 
 if TYPE_CHECKING:
@@ -107,7 +109,17 @@ class Opened:
         self._engines: dict[tuple[Any, ...], Engine] = {}
         self._generators: dict[tuple[str, ...], Generator] = {}
         self._encoder: Any = None
+        self._light: Any = None
         self._longest: int | None = None
+
+    @property
+    def _reader(self) -> Any:
+        """What makes tokens of rows: the light tokenizer where the model is opened without transformers."""
+        if self._light is None:
+            self._light = self._opens_bare() and light.opened(self.located.path)
+            if self._light:
+                self._light.model_input_names = tuple(self._manifest["tokenizer"]["light"])
+        return self._light or self.tokenizer
 
     def _engine(self, config: PredictConfig) -> Engine:
         """Return what runs the model: torch, or for an exported model its own runtime, after its golden rows."""
@@ -163,10 +175,47 @@ class Opened:
 
         device, task = hardware.pick_device(config.device), self._fitted()
         precision, _ = hardware.pick_precision(config.precision, device)
+        model, proven = self._bare() if config.speed == "auto" else (None, None)
         return TorchEngine(
-            self.model.to(device), self.tokenizer.pad_token_id or 0, output=task.output, precision=precision,
-            speed=config.speed, likeliest=task.likeliest,
+            (self.model if model is None else model).to(device), self._reader.pad_token_id or 0, output=task.output,
+            precision=precision, speed=config.speed, likeliest=task.likeliest, proven=proven,
         )  # fmt: skip
+
+    def _opens_bare(self) -> bool:
+        """Say whether a model may be opened without transformers, whose code takes longer to import than to run."""
+        saved = self._manifest.get("tokenizer", {})
+        if not saved.get("light") or self._model is not None or self.task is None or self.task.writes():
+            return False
+        if "adapter" in self._manifest or bundle.artifact_of(self._manifest) is not None:
+            return False
+        from .architectures import _bare
+
+        return _bare.kind(self.located.path) is not None
+
+    def _bare(self) -> tuple[Any, Any]:
+        """Open a model that its golden rows prove, without transformers, which has once computed them.
+
+        Without golden rows, or where they come out otherwise, it is transformers' model (None here).
+        """
+        if not self._reader or not self._light or self._model is not None:
+            return None, None
+        from . import golden
+        from .architectures import _bare, _proof, bert
+        from .certificate import check_golden
+        from .engines.torch import TorchEngine
+
+        folder, task = self.located.path, self._fitted()
+        bundle.check_folder(folder)
+        model = _bare.opened(folder)
+        if model is not None and bert.PLUGIN.reason_against(model, task.output) is None:
+            engine = TorchEngine(model, self._light.pad_token_id or 0, output=task.output, proven=bert.PLUGIN)
+            with suppress(LLMasOSError, AttributeError, RuntimeError):
+                check_golden(folder, engine, task, self._light, "float32")
+                kept = golden.read(folder)
+                if kept is not None and golden.apart_together(kept, engine, task, self._light) <= _proof.TOLERANCE:
+                    return model, bert.PLUGIN
+        self._light = False
+        return None, None
 
     def _generator(self, config: GenerateConfig) -> Generator:
         from .generation.generator import of_artifact, opened
@@ -245,14 +294,14 @@ class Opened:
 
         about = {"task": self.task.tag if self.task else None, "ref": self.ref, "metrics": dict(self._metrics)}
         answers = self.task if self.task and self.task.generates else None  # one that goes on with texts answers none
-        if answers is None and generator is None and not writes(self.located.path):
+        if answers is None and generator is None and (self._opens_bare() or not writes(self.located.path)):
             from .tasks.sentence_similarity import TextEmbedding
 
             config = PredictConfig(**options)
             embeds = TextEmbedding() if self.task is None or self.task.output == "embedding" else None
             model = self if self.task is not None else self._as_encoder(normalize=True)
             engine = model._engine(config)
-            return Parts(self.tokenizer, self._max_length(config), self.task, engine, embeds=embeds, about=about,
+            return Parts(self._reader, self._max_length(config), self.task, engine, embeds=embeds, about=about,
                          origin=self._as_origin(engine))  # fmt: skip
         settled = self._write_config({}) if answers else None
         generator = generator or self._generator(GenerateConfig(**options))
@@ -290,9 +339,9 @@ class Opened:
                 asked: Any = parts.generator.author([ids[0] for ids in kept.ids])
             else:
                 asked = parts.engine or self._engine(PredictConfig(precision=precision))
-                golden.run_together(kept, asked, self.task, self.tokenizer)
+                golden.run_together(kept, asked, self.task, self._reader)
             try:
-                check_golden(self.located.path, asked, self.task, self.tokenizer, precision)
+                check_golden(self.located.path, asked, self.task, self._reader, precision)
             except ParityError as wrong:
                 raise BundleError(
                     f"{self.ref} does not answer as it did when it was saved: {wrong.message}",
@@ -302,10 +351,11 @@ class Opened:
         return replace(parts, about={**parts.about, "checked": kept is not None, **why})
 
     def _max_length(self, config: PredictConfig | ExportConfig) -> int:
-        from .loading import longest_input
-
-        if self._longest is None:  # transformers takes its time to read it
-            self._longest = longest_input(self.located.path, self.tokenizer)
+        if self._longest is None:
+            reader, read = self._reader, light.longest_input
+            if not self._light:
+                from .loading import longest_input as read
+            self._longest = read(self.located.path, reader)
         artifact = bundle.artifact_of(self._manifest) or {}
         limit = min(self._longest, artifact.get("max_length", self._longest))  # of fixed lengths
         if config.max_length is not None and config.max_length > limit:

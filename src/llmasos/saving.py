@@ -16,7 +16,7 @@ from . import __version__, golden
 from .architectures._adapters import attached, described, load, write
 from .core import bundle
 from .core.errors import LLMasOSError
-from .loading import longest_of, quiet
+from .loading import longest_of, quiet, reads_alike
 from .metrics.base import Report
 from .tasks.base import Task
 
@@ -38,7 +38,7 @@ def save(
         {
             "made_by": f"llmasos {__version__}",
             "task": task.to_dict(),
-            "tokenizer": tokenizer_contract(path, tokenizer),
+            "tokenizer": {**tokenizer_contract(path, tokenizer), "light": _light(path, tokenizer, task)},
             "metrics": dict(metrics),
             "report": None if report is None else report.as_dict(),
             **({} if adapter is None else {"adapter": described(adapter, model.config)}),
@@ -51,6 +51,14 @@ def _write_golden(path: Path, model: Any, tokenizer: Any, task: Task) -> None:
     """Write the golden rows; a model that cannot give any (of ten tokens at most, or not finite) is saved without."""
     with suppress(LLMasOSError):
         golden.make(model, task, tokenizer, longest_of(model.config, tokenizer)).write(path)
+
+
+def _light(path: Path, tokenizer: Any, task: Task) -> list[str] | None:
+    """Return what the light tokenizer makes of rows by name; None where it does not read as the model's own does."""
+    with suppress(LLMasOSError):
+        if (path / "config.json").is_file() and reads_alike(path, tokenizer, task):
+            return list(tokenizer.model_input_names)
+    return None
 
 
 def tokenizer_contract(path: Path, tokenizer: Any) -> dict[str, Any]:

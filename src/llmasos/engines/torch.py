@@ -30,11 +30,12 @@ class TorchEngine:
         speed: "auto" or "plain" (transformers' own forward always).
         likeliest: for output "vocabulary", how many of the likeliest tokens to give of each place.
         backend: the processes that compute side by side; one if not given.
+        proven: what computes the model, where that was proven already.
     """
 
     def __init__(
         self, model: Any, pad_id: int, *, output: str = "row", precision: str = "float32", speed: str = "auto",
-        likeliest: int = 0, backend: Backend | None = None,
+        likeliest: int = 0, backend: Backend | None = None, proven: Architecture | None = None,
     ) -> None:  # fmt: skip
         self.model = model.eval()
         self.pad_id = pad_id
@@ -46,7 +47,10 @@ class TorchEngine:
         self._architecture: Architecture | None = None
         self._forward: FastForward | None = None
         self.how = f"{precision}, transformers' forward"
-        if speed == "auto":
+        if proven is not None:
+            self._forward = proven.forward(model, Snapshot(self.dtype), output)
+            self.how = f"{precision}, packed forward"
+        elif speed == "auto":
             self._architecture, reason = find(model, output)
             self.how = f"{precision}, {reason}" if self._architecture else self.how
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from ..core.atomic import write_text
 from ..core.errors import UsageError
-from ..data.tokenizer import longest_input, opened
-from ..loading import longest_input as longest_of
-from ..tasks.base import SCRIPTS
+from ..loading import reads_alike
 from ._onnx import OnnxFormat
 from .base import Source, Written
 
@@ -59,18 +56,10 @@ class EdgeFormat(OnnxFormat):
 
 
 def _check_tokenizer(source: Source, folder: Path) -> None:
-    rows = [str(value) for row in source.task.golden() for value in row.values() if isinstance(value, str)]
-    texts, theirs = [SCRIPTS, "", "Hello, world!", *rows], source.tokenizer
+    theirs = source.tokenizer
     if not getattr(theirs, "is_fast", False):
         raise UsageError(f"edge needs a fast tokenizer, and this is a {type(theirs).__name__}", hint="--target onnx")
-    ours = opened(folder)
-    reads: list[tuple[Any, Any]] = [
-        (ours(texts)["input_ids"], theirs(texts, truncation=False, verbose=False)["input_ids"]),
-        (ours.all_special_ids, theirs.all_special_ids),
-        (ours.special_tokens_map, theirs.special_tokens_map),
-        (longest_input(folder, ours), longest_of(folder, theirs)),
-    ]
-    if any(here != there for here, there in reads):
+    if not reads_alike(folder, theirs, source.task):
         raise UsageError("edge reads tokenizers by tokenizer.json, and this one does something besides",
                          hint="--target onnx runs with transformers' own")  # fmt: skip
 
