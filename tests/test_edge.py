@@ -207,8 +207,8 @@ def test_a_model_whose_tokenizer_is_read_otherwise_is_not_exported(made: Any, tm
         found.model_max_length = 12
         return found
 
-    monkeypatch.setattr(tokenizer, "opened", other)
     model = LLM.from_pretrained(made("text-classification")[0].parent / "model")
+    monkeypatch.setattr(tokenizer, "opened", other)
     with pytest.raises(errors.UsageError, match=r"reads tokenizers by tokenizer\.json"):
         model.export(tmp_path / "out", "edge")
     assert not (tmp_path / "out").exists()
