@@ -92,6 +92,24 @@ assert not [name for name in sys.modules if name.split(".")[0] == "transformers"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_an_exported_model_is_served_without_torch(tmp_path):
+    pytest.importorskip("onnxruntime")
+    folder = tuned(tmp_path, "bert", "text-classification")
+    LLM.from_pretrained(folder).export(tmp_path / "onnx", "onnx")
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from served import serving
+from llmasos import LLM
+folder = {str(tmp_path / "onnx")!r}
+with serving({{"m": folder}}) as server:
+    found = server.http.post("/v1/classify", json={{"inputs": "good"}}).json()
+assert found["result"]["label"] == LLM.from_pretrained(folder).predict(["good"])[0].label
+assert not {{name.split(".")[0] for name in sys.modules}} & {{"torch", "transformers"}}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def wrong_weight(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -13,7 +13,8 @@ from llmasos import LLM
 from llmasos.core.config import GenerateConfig
 from llmasos.decoders._prefixes import Prefixes
 from llmasos.generation.generator import Generator
-from llmasos.generation.loop import Done, Request, Running
+from llmasos.generation.loop import Request, Running
+from llmasos.generation.pieces import Done
 from tiny import save_tiny
 
 KINDS = ("own", "plain")

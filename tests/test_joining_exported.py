@@ -10,7 +10,8 @@ from llmasos.core import plugins
 from llmasos.core.config import GenerateConfig
 from llmasos.decoders._exported import Exported
 from llmasos.generation.generator import Generator
-from llmasos.generation.loop import Done, Running
+from llmasos.generation.loop import Running
+from llmasos.generation.pieces import Done
 from test_joining import asked, written
 from tiny import save_tiny
 

@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def add_writing(server: Server) -> None:
     """A wire format of these tests: events with the pieces of an answer."""
     from llmasos.core.config import GenerateConfig
-    from llmasos.generation.loop import Piece
+    from llmasos.generation.pieces import Piece
     from llmasos.serving.app import said
     from llmasos.serving.desk import begun
 

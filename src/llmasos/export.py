@@ -40,7 +40,7 @@ from .generation.generator import Generator, ends_in, of_artifact
 from .loading import load_tokenizer
 from .metrics.base import LOWER_IS_BETTER, Interval
 from .prediction import predict, written
-from .saving import tokenizer_contract
+from .saving import tokenizer_contract, tokenizer_of
 from .tasks.base import Task
 
 WRITTEN = 100
@@ -181,7 +181,7 @@ def _written(
     return {
         "made_by": f"llmasos {__version__}",
         "task": source.task.to_dict(),
-        "tokenizer": tokenizer_contract(work, source.tokenizer),
+        "tokenizer": tokenizer_of(work, source.tokenizer, source.task),
         "artifact": artifact,
         **same,
     }

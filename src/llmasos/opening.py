@@ -114,9 +114,9 @@ class Opened:
 
     @property
     def _reader(self) -> Any:
-        """What makes tokens of rows: the light tokenizer where the model is opened without transformers."""
+        """What makes tokens of rows: the light tokenizer where the model is computed without transformers."""
         if self._light is None:
-            self._light = self._opens_bare() and light.opened(self.located.path)
+            self._light = self._reads_lightly() and light.opened(self.located.path)
             if self._light:
                 self._light.model_input_names = tuple(self._manifest["tokenizer"]["light"])
         return self._light or self.tokenizer
@@ -147,11 +147,11 @@ class Opened:
 
         folder = self.located.path
         engine: Engine = plugins.load("engines", artifact["engine"])(
-            folder, artifact, pad_id=self.tokenizer.pad_token_id or 0, output=task.output, likeliest=task.likeliest,
+            folder, artifact, pad_id=self._reader.pad_token_id or 0, output=task.output, likeliest=task.likeliest,
             threads=config.threads,
         )  # fmt: skip
         asked = author_of(engine) if artifact.get("writes") else engine
-        check_golden(folder, asked, task, self.tokenizer, artifact["precision"])
+        check_golden(folder, asked, task, self._reader, artifact["precision"])
         return engine
 
     def _untrained(self, task: Task, config: PredictConfig) -> Engine:
@@ -181,12 +181,17 @@ class Opened:
             precision=precision, speed=config.speed, likeliest=task.likeliest, proven=proven,
         )  # fmt: skip
 
-    def _opens_bare(self) -> bool:
+    def _reads_lightly(self) -> bool:
         """Say whether a model may be opened without transformers, whose code takes longer to import than to run."""
-        saved = self._manifest.get("tokenizer", {})
-        if not saved.get("light") or self._model is not None or self.task is None or self.task.writes():
+        if (
+            not self._manifest.get("tokenizer", {}).get("light")
+            or self._model is not None
+            or "adapter" in self._manifest
+        ):
             return False
-        if "adapter" in self._manifest or bundle.artifact_of(self._manifest) is not None:
+        if (artifact := bundle.artifact_of(self._manifest)) is not None:
+            return not artifact.get("writes")
+        if self.task is None or self.task.writes():
             return False
         from .architectures import _bare
 
@@ -294,7 +299,7 @@ class Opened:
 
         about = {"task": self.task.tag if self.task else None, "ref": self.ref, "metrics": dict(self._metrics)}
         answers = self.task if self.task and self.task.generates else None  # one that goes on with texts answers none
-        if answers is None and generator is None and (self._opens_bare() or not writes(self.located.path)):
+        if answers is None and generator is None and (self._reads_lightly() or not writes(self.located.path)):
             from .tasks.sentence_similarity import TextEmbedding
 
             config = PredictConfig(**options)

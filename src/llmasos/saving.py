@@ -38,7 +38,7 @@ def save(
         {
             "made_by": f"llmasos {__version__}",
             "task": task.to_dict(),
-            "tokenizer": {**tokenizer_contract(path, tokenizer), "light": _light(path, tokenizer, task)},
+            "tokenizer": tokenizer_of(path, tokenizer, task),
             "metrics": dict(metrics),
             "report": None if report is None else report.as_dict(),
             **({} if adapter is None else {"adapter": described(adapter, model.config)}),
@@ -53,12 +53,16 @@ def _write_golden(path: Path, model: Any, tokenizer: Any, task: Task) -> None:
         golden.make(model, task, tokenizer, longest_of(model.config, tokenizer)).write(path)
 
 
-def _light(path: Path, tokenizer: Any, task: Task) -> list[str] | None:
-    """Return what the light tokenizer makes of rows by name; None where it does not read as the model's own does."""
+def tokenizer_of(path: Path, tokenizer: Any, task: Task) -> dict[str, Any]:
+    """Return what a manifest says of a tokenizer: its contract, and what the light one makes of rows, by name.
+
+    That is None where the light tokenizer does not read as the model's own does.
+    """
+    names = None
     with suppress(LLMasOSError):
         if (path / "config.json").is_file() and reads_alike(path, tokenizer, task):
-            return list(tokenizer.model_input_names)
-    return None
+            names = list(tokenizer.model_input_names)
+    return {**tokenizer_contract(path, tokenizer), "light": names}
 
 
 def tokenizer_contract(path: Path, tokenizer: Any) -> dict[str, Any]:

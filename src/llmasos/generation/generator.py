@@ -25,7 +25,8 @@ from ..engines.base import Author, Batcher, Searcher, Stepper
 from ..loading import load_config, longest_input
 from ..tasks.base import Generation
 from . import sampling
-from .loop import Done, Piece, Processor, Request, Rules, generate
+from .loop import Processor, Request, Rules, generate
+from .pieces import Done, Piece
 from .sampling import Sampling
 from .writer import Writer
 

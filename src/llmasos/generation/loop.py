@@ -18,15 +18,12 @@ from torch import Tensor
 from ..decoders.base import Decoder
 from ..tasks.base import Generation
 from . import sampling
+from .pieces import Chances, Done, Piece
 from .sampling import NEVER, Sampling
 from .writer import Writer
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """One of transformers' logits processors: (rows, history), (rows, vocabulary) -> (rows, vocabulary)."""
-
-
-Chances = list[tuple[int, float]]
-"""The likeliest tokens at a place, each with the logarithm of its probability, under the model itself."""
 
 
 class Grammar(Protocol):
@@ -86,23 +83,6 @@ class Request:
     def history(self) -> list[int]:
         """What penalties and transformers' processors look at."""
         return [*(self.prompt if self.rules.start is None else self.rules.start), *self.tokens]
-
-
-class Piece(NamedTuple):
-    """Text that has become certain; with the tokens that it is of, and their chances, if they were asked for."""
-
-    number: int
-    text: str
-    tokens: Sequence[int] = ()
-    logprobs: Sequence[float] = ()
-    likeliest: Sequence[Chances] = ()
-
-
-class Done(NamedTuple):
-    """A finished answer."""
-
-    number: int
-    generation: Generation
 
 
 def generate(decoder: Decoder, requests: Sequence[Request]) -> Iterator[Piece | Done]:

@@ -13,7 +13,8 @@ from ..core.config import GenerateConfig
 from ..core.errors import UsageError
 from ..engines.base import Batcher, Choice
 from .generator import Generator, processors_of
-from .loop import Done, Piece, Request, finished, taken
+from .loop import Request, finished, taken
+from .pieces import Done, Piece
 from .schema import SchemaError
 
 _OFF = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "num_beams": 1}

@@ -14,7 +14,7 @@ from ..core.errors import UsageError
 from ..engines.base import Found, Search, Searcher
 from ..tasks.base import Generation
 from .generator import Generator, check_fits, check_options
-from .loop import Done, Piece
+from .pieces import Done, Piece
 from .writer import Writer
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
-from ..generation.loop import Done, Piece
+from ..generation.pieces import Done, Piece
 from ..serving.app import said
 from ..serving.calls import Call, Reader
 from ..tasks.base import Generation

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from ..core.config import GenerateConfig
 from ..core.errors import TooLongError, UsageError
-from ..generation.loop import Done, Piece
+from ..generation.pieces import Done, Piece
 from ..generation.schema import SchemaError
 from ..generation.writer import BROKEN
 from ..serving.app import failure_of

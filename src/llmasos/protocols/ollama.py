@@ -20,7 +20,7 @@ from pydantic import Field
 
 from ..core.config import GenerateConfig
 from ..core.errors import LLMasOSError, UsageError, did_you_mean
-from ..generation.loop import Done, Piece
+from ..generation.pieces import Done, Piece
 from ..serving.desk import begun
 from ._bodies import Body, Fields, Many
 from .base import Failure, Protocol

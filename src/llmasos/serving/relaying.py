@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..core.errors import UsageError
-from ..generation.loop import Done
+from ..generation.pieces import Done
 from ..generation.relayed import Failed, Relay, Relayed
 from .scheduler import Counts, Work
 

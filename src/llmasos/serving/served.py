@@ -33,7 +33,7 @@ from .turns import Computing, InTurns
 
 if TYPE_CHECKING:
     from ..generation.generator import Generator
-    from ..generation.loop import Done, Piece
+    from ..generation.pieces import Done, Piece
 
 
 BRIEF = 1000
@@ -258,7 +258,7 @@ class Served:
             UsageError: options that exclude each other, or a prompt that does not fit.
             BusyError: too much is waiting.
         """
-        from ..generation.loop import Done
+        from ..generation.pieces import Done
         from .writing import Text
 
         assert self.parts.generator is not None
@@ -301,7 +301,7 @@ class Served:
         self, prompts: Sequence[Sequence[int]], config: GenerateConfig, asked: Asked, **more: Any
     ) -> list[Generation]:
         """Return the whole answer to each prompt."""
-        from ..generation.loop import Done
+        from ..generation.pieces import Done
 
         found = {one.number: one.generation async for one in self.write(prompts, config, asked, **more)
                  if isinstance(one, Done)}  # fmt: skip

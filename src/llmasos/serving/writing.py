@@ -14,7 +14,8 @@ from typing import Any
 from ..core.config import GenerateConfig
 from ..decoders._prefixes import Prefixes
 from ..generation.generator import Generator
-from ..generation.loop import Done, Piece, Request, Running, generate
+from ..generation.loop import Request, Running, generate
+from ..generation.pieces import Done, Piece
 from ..generation.searching import Searching
 from .scheduler import Counts, Work
 
