@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,17 +16,15 @@ pytest.importorskip("moto.server", reason="needs moto[server]")
 import boto3
 import httpx2
 
+import storing
 from buckets import cutting, s3
-from llmasos import LLM, TextClassificationTask
+from llmasos import LLM
 from llmasos.cli import main
 from llmasos.core.storage import MANIFEST, UNFINISHED, Storage
 from llmasos.errors import BundleError, RemoteError, UsageError
-from tiny import save_tiny_bert
+from storing import GIVEN, ROWS, TASK
 
-TASK, ROWS = TextClassificationTask.sample()
-TEXTS = [row["text"] for row in ROWS[:4]]
-GIVEN = {"eval_data": ROWS, "epochs": 4, "batch_size": 4, "dropout": 0.0, "threads": 1, "precision": "float32",
-         "checkpoint_steps": 20}  # fmt: skip
+base, tuned = storing.base, storing.tuned
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +50,6 @@ def bucket(server: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_bert(tmp_path_factory.mktemp("s3") / "base")
-
-
-@pytest.fixture(scope="module")
-def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("s3") / "tuned"
-    LLM.from_pretrained(base).finetune(TASK, ROWS, output=output, progress=False, **{**GIVEN, "epochs": 1})
-    return output
-
-
 def keys(bucket: Any) -> list[str]:
     return sorted(found.key for found in bucket.objects.all())
 
@@ -77,18 +59,9 @@ def keys(bucket: Any) -> list[str]:
 
 def test_a_model_is_saved_there_and_opened_on_another_machine(bucket, tuned, tmp_path, monkeypatch):
     url = "s3://bucket/models/mine"
-    assert LLM.from_pretrained(tuned).save(url) == url
+    storing.goes_there_and_comes_back(url, tuned, tmp_path / "elsewhere", monkeypatch)
     assert f"models/mine/{MANIFEST}" in keys(bucket)
     assert not any(UNFINISHED in key for key in keys(bucket))
-    monkeypatch.setenv("LLMASOS_HOME", str(tmp_path / "elsewhere"))
-    there = LLM.from_pretrained(url)
-    assert there.located.path.is_relative_to(tmp_path / "elsewhere")
-    assert there.verify().files
-    assert there.predict(TEXTS) == LLM.from_pretrained(tuned).predict(TEXTS)
-    with pytest.raises(UsageError, match="exists already"):
-        there.save(url)
-    there.save(url, overwrite=True)
-    assert LLM.from_pretrained(url).verify().files
 
 
 def test_push_and_pull_carry_the_run_and_the_folder_is_the_same(bucket, tuned, tmp_path, capsys):
@@ -132,31 +105,23 @@ def test_other_files_in_a_bucket_are_never_removed(bucket, tuned, base):
 
 
 def test_a_copy_that_broke_off_is_not_read_and_goes_on(bucket, tmp_path, monkeypatch):
-    (tmp_path / "in").mkdir()
-    for name in "ab":
-        (tmp_path / "in" / name).write_bytes(name.encode() * (2 << 20))
-    (tmp_path / "in" / "config.json").write_text("{}")
-    storage, sent = Storage("s3://bucket/mine"), []
-    own = storage._fs.put_file
-
-    def interrupted(source: str, *rest: Any, **more: Any) -> None:
-        sent.append(Path(source).name)
-        if len(sent) == 2:
-            raise KeyboardInterrupt
-        own(source, *rest, **more)
-
-    monkeypatch.setattr(storage._fs, "put_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        storage.put("", {"": tmp_path / "in"})
-    assert sent == ["a", "b"]
-    with pytest.raises(BundleError, match="is not whole: a copy to it goes on, or broke off"):
-        LLM.from_pretrained("s3://bucket/mine")
-    storage.put("", {"": tmp_path / "in"})
-    assert sent == ["a", "b", "b", "config.json"]
+    storage = storing.goes_on_at_the_file("s3://bucket/mine", tmp_path / "in", monkeypatch)
     assert keys(bucket) == ["mine/a", "mine/b", "mine/config.json", f"mine/{MANIFEST}"]
     (tmp_path / "in" / "a").unlink()
     storage.put("", {"": tmp_path / "in"})
     assert keys(bucket) == ["mine/b", "mine/config.json", f"mine/{MANIFEST}"]
+
+
+def test_a_large_file_that_broke_off_goes_on(bucket, tmp_path, monkeypatch):
+    def begun() -> list[str]:
+        return [one.object_key for one in bucket.multipart_uploads.all()]
+
+    storing.goes_on_within_a_file("s3://bucket/mine", tmp_path / "in", "s3", monkeypatch)
+    assert begun() == []
+    for key in ("mine/a", "mine-too/a"):
+        bucket.Object(key).initiate_multipart_upload()
+    Storage("s3://bucket").remove("mine")
+    assert begun() == ["mine-too/a"]  # which is not below it
 
 
 def test_a_model_that_could_not_be_sent_stays_and_is_named(bucket, tuned, tmp_path, monkeypatch):
@@ -249,9 +214,8 @@ def test_rows_whose_line_stays_cut_are_an_error_of_the_network(bucket, tuned, tm
 
 @pytest.fixture
 def rows(bucket: Any) -> str:
-    lines = [json.dumps(row) + "\n" for row in ROWS]
-    for number in range(2):
-        bucket.Object(f"rows/part-{number}.jsonl").put(Body="".join(lines[number::2]).encode())
+    for number, text in enumerate(storing.shards()):
+        bucket.Object(f"rows/part-{number}.jsonl").put(Body=text)
     return "s3://bucket/rows/*.jsonl"
 
 
@@ -265,33 +229,6 @@ def test_a_model_is_trained_from_a_bucket_into_a_bucket(bucket, rows, base, tune
     assert "mine/run/run.json" in keys(bucket)
 
 
-CODE = """
-import json, sys
-from llmasos import LLM, TextClassificationTask
-task, _ = TextClassificationTask.sample()
-given = json.loads(sys.argv[4])
-LLM.from_pretrained(sys.argv[1]).finetune(task, sys.argv[2], output=sys.argv[3], progress=False, **given)
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits_on_another_machine(bucket, rows, base, tmp_path):
-    given = {**GIVEN, "eval_data": rows, "epochs": 150}
-    line = [sys.executable, "-c", CODE, str(base), rows, "s3://bucket/mine", json.dumps(given)]
-    child = subprocess.Popen(line, env={**os.environ, "LLMASOS_HOME": str(tmp_path / "lost")},
-                             stderr=subprocess.DEVNULL)  # fmt: skip
-    there, until = Storage("s3://bucket/mine.unfinished"), time.monotonic() + 120
-    while not any(name.startswith("step-") and there.manifest(name) for name in there.names()):
-        assert child.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    heard: list[Any] = []
-    model = LLM.from_pretrained(base)
-    model.finetune(TASK, rows, output="s3://bucket/mine", resume=True, progress=heard.append, **given)
-    assert any("goes on with the unfinished run" in getattr(event, "text", "") for event in heard)
-    LLM.from_pretrained(base).finetune(TASK, rows, output=tmp_path / "whole", progress=False, **given)
-    found = LLM.from_pretrained("s3://bucket/mine").located.path / "model.safetensors"
-    assert found.read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-    assert there.names() == []
+    storing.a_killed_run_goes_on("s3://bucket/mine", rows, base, tmp_path)

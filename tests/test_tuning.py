@@ -17,7 +17,8 @@ import yaml
 from llmasos import LLM, MaskedLanguageModelingTask, TextClassificationTask
 from llmasos.core.config import FinetuneConfig, TuneConfig, parse_duration
 from llmasos.core.events import Evaluated, Step, Trial
-from llmasos.errors import MissingExtraError, TrainingError, UsageError
+from llmasos.core.storage import Storage
+from llmasos.errors import MissingExtraError, RemoteError, TrainingError, UsageError
 from llmasos.training.space import Dimension, default_space, parse_space
 from tiny import save_tiny_bert
 
@@ -307,9 +308,28 @@ def test_a_search_without_validation_rows_or_from_a_tuned_model_is_refused(base,
         llm.tune(TASK, ROWS, output=tmp_path / "two")
 
 
-def test_a_search_behind_a_url_is_refused(base):
-    with pytest.raises(UsageError, match="a search with the output"):
-        search(base, "memory://best")
+def test_the_best_model_goes_to_a_url_when_the_search_is_over(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMASOS_HOME", str(tmp_path / "home"))
+    url, heard = (tmp_path / "bucket").as_uri(), []
+
+    def failing(*_):
+        raise RemoteError("the storage is away", hint="wait")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "put", failing)
+        with pytest.raises(RemoteError, match="away"):
+            search(base, url, trials=1, **BRIEF)
+    search(base, url, heard, trials=1, **BRIEF)
+    assert not any(isinstance(event, Trial) for event in heard)  # what was found is only put there
+    assert (tmp_path / "bucket" / "run" / "tuning.json").is_file()
+    assert LLM.from_pretrained(url).evaluate(ROWS).rows == len(ROWS)
+    with pytest.raises(UsageError, match=f"{url} exists already"):
+        search(base, url, trials=1, **BRIEF)
+    heard.clear()
+    search(base, url, heard, trials=1, overwrite=True, **BRIEF)
+    assert any(isinstance(event, Trial) for event in heard)
+    with pytest.raises(UsageError, match="a search on a cluster with the output"):
+        search(base, url, cluster="local")
 
 
 def test_without_optuna_the_pip_line_is_told(base, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ llmasos tune bert-base-uncased --data /shared/train.csv --output /shared/my-mode
 )
 def run(
     *,
-    output: Annotated[str | None, typer.Option(metavar="DIR", help="folder for the best model")] = None,
+    output: Annotated[str | None, typer.Option(metavar="DIR", help="folder for the best model, or a URL")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace the model in that folder, and begin an unfinished search anew")
     ] = False,
@@ -68,16 +68,16 @@ def run(
                              output=job.output, overwrite=overwrite, progress=draw, **job.options)  # fmt: skip
         except KeyboardInterrupt as stopped:
             if (so_far := getattr(stopped, "search", None)) and not as_json:
-                show_search(so_far)
+                show_search(so_far, str(so_far.path))
             raise
     if as_json:
         show_json(found.as_dict())
     else:
-        show_search(found)
+        show_search(found, job.output)
     return 0
 
 
-def show_search(search: Search) -> None:
+def show_search(search: Search, where: str) -> None:
     """Print the trials of a search, its best one, and how to train that again."""
     names = list(search.space)
     rows = [("trial", *names, search.metric, "seconds", "status")]
@@ -87,7 +87,7 @@ def show_search(search: Search) -> None:
         status = "best" if trial == search.best else trial.status
         rows.append((str(trial.number), *map(_short, values), score, f"{trial.seconds:.1f}", status))
     show_table(rows, right=range(len(names) + 3))
-    print(f"\nmodel: {search.path} ({search.reason} after {duration(search.seconds)}; the search is in "
+    print(f"\nmodel: {where} ({search.reason} after {duration(search.seconds)}; the search is in "
           f"{search.path / 'run'}: tuning.json, tuning.png)\nagain: {search.command}")  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 A folder's files go up one by one, streamed; its manifest goes last and names each with its size and SHA-256. What has
 no manifest does not count, and what comes down is compared with it. Until then ``unfinished.json`` tells what is there,
-so that a copy that broke off goes on, in both directions. Only files that were put there from here are ever replaced.
+so that a copy that broke off goes on, in both directions; a large file goes on in its midst where ``parts.py`` knows
+how. Only files that were put there from here are ever replaced.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import parts
 from .atomic import full_disk, hold
 from .bundle import inside
 from .environment import home
@@ -114,7 +116,7 @@ class Storage:
     def __init__(self, url: str, *, shown: bool = False) -> None:
         self.url = url.rstrip("/")
         self._fs, self._path = opened(self.url)
-        self._shown = shown
+        self._kind, self._shown = _BUCKETS.get(self.url.partition("://")[0]), shown
 
     def check_free(self, *, overwrite: bool) -> None:
         """Check that a folder may be put at the URL itself.
@@ -154,7 +156,7 @@ class Storage:
             for key, file in local.items():
                 if sent.get(key) == files[key] and self._size(name, key) == files[key]["bytes"]:
                     continue
-                self._send(file, self._at(name, key))
+                self._send(file, self._at(name, key), str(files[key]["sha256"]))
                 old[key] = sent[key] = files[key]
                 if file.stat().st_size >= _WORTH:
                     self._write(name, UNFINISHED, old)
@@ -286,14 +288,20 @@ class Storage:
         with reaching(self.url):
             self._drop(name, MANIFEST)
             self._drop(name)
+            if self._kind == "s3":
+                parts.give_up(self._fs, self._at(name))
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _send(self, file: Path, target: str) -> None:
+    def _send(self, file: Path, target: str, digest: str) -> None:
+        sender = parts.SENDERS.get(self._kind or "") if file.stat().st_size > parts.PART else None
         if not self._has_buckets():
             self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
         with self._bar(target) as bar:
-            self._fs.put_file(str(file), target, callback=bar)
+            if sender is not None:
+                parts.send(sender(self._fs, target, digest), file, bar)
+            else:
+                self._fs.put_file(str(file), target, callback=bar)
 
     def _write(self, name: str, listed: str, files: Mapping[str, Any]) -> None:
         if not self._has_buckets():
@@ -315,7 +323,7 @@ class Storage:
 
     def _has_buckets(self) -> bool:
         """Say whether folders are but names; to make one would make a bucket that is not there."""
-        return self.url.partition("://")[0] in _BUCKETS
+        return self._kind is not None
 
     @contextmanager
     def _in_bucket(self) -> Iterator[None]:

@@ -34,7 +34,7 @@ from ..core.config import FinetuneConfig, TuneConfig, parse_duration
 from ..core.environment import home
 from ..core.errors import MissingExtraError, TrainingError, UsageError
 from ..core.events import Event, Note, Saved, Trial
-from ..core.storage import is_url
+from ..core.storage import Storage, is_url, place_of
 from ..data.dataset import read
 from ..data.shards import absolute
 from ..loading import load_config
@@ -132,7 +132,8 @@ def tune(
 
     Args:
         request: as for ``run.finetune``.
-        output: folder for the best model; in ``LLMASOS_HOME`` if not given.
+        output: folder for the best model, or a URL, where it is put when the search is over, which stays on this
+            machine until then; in ``LLMASOS_HOME`` if not given.
         overwrite: replace an existing output, and begin anew where a search is unfinished.
         fixed: options of ``FinetuneConfig`` that are the same in all trials.
         space: what is searched, see ``space.parse_space``; None for the default.
@@ -142,8 +143,9 @@ def tune(
         The events of all trainings, and a ``Trial`` before and after each.
 
     Raises:
-        UsageError: the space makes no sense, or the folder holds another search.
+        UsageError: the space makes no sense, the output is taken, or the folder holds another search.
         MissingExtraError: Optuna is not installed.
+        RemoteError: the model could not be put at its URL; the same call puts it there.
         TrainingError: no trial was finished.
         Interrupted: Ctrl-C, after the best model was saved.
     """
@@ -155,8 +157,11 @@ def tune(
     dimensions = parse_space(space, fixed)
     if request.eval_data is None and not config.eval_split:
         raise UsageError("a search needs validation rows", hint="give eval_data, or an eval_split above 0")
-    target = _output(output)
+    storage = _behind(output, options, overwrite=overwrite)
+    target = _output(output) if storage is None else place_of("outputs", storage.url)
     folder = target.with_name(target.name + ".tuning")
+    if storage is not None and not folder.exists():  # only a search that is not over has put anything here that counts
+        shutil.rmtree(target, ignore_errors=True)
     content = _identity(request, config, dimensions, options)
     mine = _open_folder(folder, target, content, overwrite=overwrite)
     deadline = started + (parse_duration("within", options.within) if options.within else math.inf)
@@ -169,6 +174,8 @@ def tune(
             reason = "interrupted"
         search = _finish(job, study, target, reason, time.monotonic() - started, overwrite=overwrite or mine)
     if reason != "interrupted":
+        if storage is not None:
+            storage.deliver(target)
         shutil.rmtree(folder, ignore_errors=True)
     yield Saved(search.path)
     if reason == "interrupted":
@@ -355,11 +362,19 @@ def _train_there(
 # -- the folder ---------------------------------------------------------------------------------------
 
 
+def _behind(output: str | Path | None, options: TuneConfig, *, overwrite: bool) -> Storage | None:
+    """Return what is behind the output's URL, if it has one and may be put there."""
+    if not (isinstance(output, str) and is_url(output)):
+        return None
+    if options.cluster is not None:
+        raise UsageError(f"a search on a cluster with the output {output}",
+                         hint="a folder that all its machines see; llmasos push sends the model")  # fmt: skip
+    storage = Storage(output, shown=True)
+    storage.check_free(overwrite=overwrite)
+    return storage
+
+
 def _output(output: str | Path | None) -> Path:
-    if isinstance(output, str) and is_url(output):
-        raise UsageError(
-            f"a search with the output {output}", hint="a folder: the search and its best model stay there"
-        )
     if output is not None:
         return Path(output).expanduser()
     (home() / "runs").mkdir(parents=True, exist_ok=True)
