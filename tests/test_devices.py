@@ -74,6 +74,16 @@ def test_a_token_takes_reading_the_weights_and_what_it_looks_back_on():
     assert sizing.estimate(writer, quick, "float32", length=1000, batch_size=4).bound > 2.9 * found.bound
 
 
+def test_a_small_step_on_a_card_takes_the_launches_of_its_kernels():
+    card = replace(SLOW, launch=1e-3)
+    few, many = (sizing.estimate(SHAPE, card, "float32", length=10, batch_size=batch) for batch in (1, 100))
+    launching = sizing.KERNELS * SHAPE.layers * 1e-3
+    assert (few.expected, few.bound_by) == (pytest.approx(1 / launching), "launches")
+    assert few.expected == pytest.approx(few.share * few.bound)
+    assert (many.share, many.bound_by) == (sizing.SHARES["rows"], "compute")
+    assert sizing.estimate(SHAPE, SLOW, "float32", length=10).bound_by == "compute"
+
+
 def test_what_does_not_fit_would_in_another_precision():
     large = replace(SHAPE, parameters=120_000_000)
     found = sizing.estimate(large, SLOW, "float32", length=10)

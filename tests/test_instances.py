@@ -13,7 +13,7 @@ from llmasos.cli import main
 from llmasos.core import hardware
 from llmasos.core.errors import DataError, UsageError
 from llmasos.devices import Device
-from llmasos.instances import Instance, Prices
+from llmasos.instances import Instance, Prices, Reached
 from tiny import save_tiny, save_tiny_bert
 
 SHAPE = sizing.Shape(1_000_000, 500_000, 2, 32, 64, 4, 2, 8, 100, False)
@@ -54,9 +54,9 @@ def test_prices_have_a_source_and_a_day(own: Path) -> None:
     assert {one.cloud for one in found.types} == set(instances.REGIONS)
 
 
-def offered(one: Instance, reached: tuple[float, str] | None = None) -> instances.Offer:
+def offered(one: Instance, reached: Reached | None = None, precision: str = "float32") -> instances.Offer:
     def estimated(device: Device, runtime: float) -> sizing.Estimate:
-        return sizing.estimate(SHAPE, device, "float32", length=100, runtime=runtime)
+        return sizing.estimate(SHAPE, device, precision, length=100, runtime=runtime)
 
     return instances.offer(one, Prices((one,), "a test", "2026-01-02"), estimated, reached)
 
@@ -75,12 +75,28 @@ def test_a_million_cost_what_the_hours_for_them_cost() -> None:
     assert offered(replace(CPU, price=0.72)).per_million == pytest.approx(found.per_million * 2)
 
 
+def test_a_small_machine_reads_what_its_cores_draw_and_a_large_one_what_its_socket_gives() -> None:
+    halves, whole = CPU.device(), replace(CPU, name="m7a.large").device()
+    assert (halves.bandwidth, whole.bandwidth) == (instances.DRAW, 2 * instances.DRAW)
+    assert whole.rates["float32"] == 2 * 3.7e9 * 32
+    assert replace(CPU, name="m7a.48xlarge", vcpus=192).device().bandwidth == 4.6e11
+
+
 def test_what_this_machine_reached_counts_for_processors_of_the_same_arithmetic_alone() -> None:
-    found = offered(CPU, (0.2, "float32"))
+    reached = Reached(0.2, "float32", sizing.SHARES["rows"])
+    found = offered(CPU, reached)
     assert (found.share, found.share_from) == (0.2, "measured on this machine")
     assert found.expected == pytest.approx(offered(CPU).expected * 0.2 / sizing.SHARES["rows"])
-    assert offered(CPU, (0.2, "bfloat16")).share_from == "assumed"
-    assert offered(replace(CPU, gpu="l4"), (0.2, "float32")).share_from == "assumed"
+    assert offered(CPU, reached._replace(computed_in="bfloat16")).share_from == "assumed"
+    assert offered(replace(CPU, gpu="l4"), reached).share_from == "assumed"
+
+
+def test_what_vector_units_reached_says_nothing_of_matrix_units() -> None:
+    vectors = Reached(0.9, "bfloat16", sizing.SHARES["rows"])
+    matrices = offered(CPU, vectors, "bfloat16")
+    assert (matrices.share, matrices.share_from) == (sizing.MATRIX, "assumed")
+    assert offered(replace(CPU, name="m7a.large"), vectors, "bfloat16").share == 0.9
+    assert offered(CPU, vectors._replace(assumed=sizing.MATRIX), "bfloat16").share == 0.9
 
 
 def test_a_server_takes_memory_of_a_processor_and_a_card_has_its_own() -> None:

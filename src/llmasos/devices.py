@@ -29,6 +29,7 @@ class Device:
         rates: operations a second by number format; a product and its sum are two.
         sources: where the numbers are from, by name and date.
         estimated: which numbers follow from others, and how.
+        launch: seconds from one kernel to the next where a processor launches them on a card; 0 elsewhere.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Device:
     sources: tuple[str, ...]
     estimated: str = ""
     aliases: tuple[str, ...] = field(default=())
+    launch: float = 0.0
 
     def rate(self, precision: str) -> tuple[float, str]:
         """Return the operations a second at a precision, and the format that they are computed in."""
@@ -52,8 +54,13 @@ _NEON = (
     "rates = cores x clock x operations a cycle: a 128-bit pipe multiplies and adds 4 float32, 8 float16 or 16 int8 "
     "numbers a cycle"
 )
-_TENSOR = "the rate of its tensor cores for float16 also holds for bfloat16"
-_ORIN = "dense int8 = half of the sparse rate, float16 half of that; float32 = cores x clock x 2"
+_LAUNCH = 1e-5
+_LAUNCHED = (
+    "10 microseconds from kernel to kernel: assumed, for NVIDIA measured 3.8 of a loop in C++ (Getting Started with "
+    "CUDA Graphs, September 2019), and torch does more for each"
+)
+_TENSOR = f"the rate of its tensor cores for float16 also holds for bfloat16; {_LAUNCHED}"
+_ORIN = f"dense int8 = half of the sparse rate, float16 half of that; float32 = cores x clock x 2; {_LAUNCHED}"
 
 
 def _gpu(float32: float, half: float, int8: float) -> dict[str, float]:
@@ -95,14 +102,14 @@ TABLE = (
         "jetson-orin-nano", "NVIDIA Jetson Orin Nano, 8 GB, at its first clocks", 8e9, 0.8, 68e9,
         _gpu(1.28e12, 1.0e13, 2.0e13),
         ("NVIDIA, Jetson Orin Nano series data sheet, 2023 (68 GB/s, 1,024 cores at 625 MHz, 40 sparse int8 TOPS)",),
-        _ORIN,
+        _ORIN, launch=_LAUNCH,
     ),
     Device(
         "jetson-orin-nano-super", "NVIDIA Jetson Orin Nano, 8 GB, at the clocks of JetPack 6.1", 8e9, 0.8, 102e9,
         _gpu(2.09e12, 1.67e13, 3.35e13),
         ("NVIDIA, Jetson Orin Nano Super Developer Kit data sheet, December 2024 (102 GB/s, 1,024 cores at 1,020 MHz, "
          "67 sparse int8 TOPS)",),
-        _ORIN,
+        _ORIN, launch=_LAUNCH,
     ),
     Device(
         "macbook-air-m2", "Apple M2 with 8 GB: its graphics processor", 8e9, 0.65, 100e9,
@@ -121,28 +128,29 @@ TABLE = (
         "g4dn.xlarge", "AWS g4dn.xlarge: NVIDIA T4, 16 GB", 16e9, 0.92, 300e9,
         {"float32": 8.1e12, "float16": 6.5e13, "int8": 1.3e14},
         ("NVIDIA, T4 data sheet, 2019 (300 GB/s, 8.1 TFLOPS float32, 65 float16, 130 TOPS int8)",),
-        "other tables say 320 GB/s, its 256 bits at 10 GT/s: the data sheet's is the lower", aliases=("t4",),
+        f"other tables say 320 GB/s, its 256 bits at 10 GT/s: the data sheet's is the lower; {_LAUNCHED}",
+        aliases=("t4",), launch=_LAUNCH,
     ),
     Device(
         "g5.xlarge", "AWS g5.xlarge: NVIDIA A10G, 24 GB", 24e9, 0.92, 600e9, _gpu(3.5e13, 7.0e13, 1.4e14),
         ("NVIDIA and AWS, A10G data sheet, February 2022 (600 GB/s, 35 TFLOPS float32, 70 float16, 140 TOPS int8)",),
-        _TENSOR, aliases=("a10g",),
+        _TENSOR, aliases=("a10g",), launch=_LAUNCH,
     ),
     Device(
         "g6.xlarge", "AWS g6.xlarge: NVIDIA L4, 24 GB", 24e9, 0.92, 300e9, _gpu(3.03e13, 1.21e14, 2.42e14),
         ("NVIDIA, L4 data sheet, 2023 (300 GB/s, 30.3 TFLOPS float32, 242 float16 and 485 TOPS int8 with sparsity)",),
-        f"dense = half of the sparse rate; {_TENSOR}", aliases=("l4",),
+        f"dense = half of the sparse rate; {_TENSOR}", aliases=("l4",), launch=_LAUNCH,
     ),
     Device(
         "a100-80gb", "NVIDIA A100 SXM, 80 GB", 80e9, 0.95, 2.039e12, _gpu(1.95e13, 3.12e14, 6.24e14),
         ("NVIDIA, A100 80GB data sheet, 2021 (2,039 GB/s, 19.5 TFLOPS float32, 312 bfloat16, 624 TOPS int8)",),
-        _TENSOR,
+        _TENSOR, launch=_LAUNCH,
     ),
     Device(
         "h100", "NVIDIA H100 SXM, 80 GB", 80e9, 0.95, 3.35e12, _gpu(6.7e13, 9.9e14, 1.98e15),
         ("NVIDIA, H100 data sheet, 2023 (3.35 TB/s, 67 TFLOPS float32, 1,979 bfloat16 and 3,958 TOPS int8 with "
          "sparsity)",),
-        f"dense = half of the sparse rate; {_TENSOR}",
+        f"dense = half of the sparse rate; {_TENSOR}", launch=_LAUNCH,
     ),
 )  # fmt: skip
 

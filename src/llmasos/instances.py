@@ -1,8 +1,9 @@
 """Machines that clouds rent out: what they hold, what an hour costs, and what a model costs on them.
 
 Prices are a table out of SkyPilot's catalogue (``instances.json``), or all of it that is known here, once it was read.
-What a processor or a card can do is in ``devices.py``, or stands here for the processors of clouds, from what the
-clouds say of them.
+What a card can do is in ``devices.py``. Of the processors of clouds it stands here: from what the clouds say of them,
+but where benchmarks have shown that nothing reaches it (matrix units), or that a small machine gets more than its part
+(memory), from the benchmarks.
 """
 
 from __future__ import annotations
@@ -37,34 +38,40 @@ INSIDE = {"g2-standard": "L4", "a2-ultragpu": "A100-80GB", "a3-highgpu": "H100"}
 
 
 class Processor(NamedTuple):
-    """A virtual processor of a cloud: a hyperthread, which is half a core.
+    """A processor of a cloud.
 
-    ``clock`` is in Hz with all cores at work, ``bandwidth`` in bytes a second: its part of the socket's. ``rates`` are
-    operations a cycle of a whole core.
+    ``clock`` is in Hz with all cores at work, ``socket`` what all cores read, in bytes a second, ``threads`` the
+    virtual processors that a core is sold as. ``rates`` are operations a cycle of a core.
     """
 
     what: str
     clock: float
-    bandwidth: float
+    socket: float
+    threads: int
     rates: dict[str, int]
     source: str
 
 
+DRAW = 1.2e10
+"""Bytes a second that a core reads: docs/benchmarks.md has 24 and 25 GB/s of two cores, on machines of clouds with
+neighbours, of two makers. Its part of the socket, if all read at once, is half of that or less."""
 _VNNI = {"float32": 64, "int8": 256}
+_AMX = {"float32": 64, "bfloat16": 384, "int8": 768}
+_REACHED = "of AMX what large products reached, six times float32 (docs/benchmarks.md, November 2026), int8 twice that"
 PROCESSORS = {
-    r"[mcr]7i\.": Processor("Intel Sapphire Rapids", 3.2e9, 3.2e9, {"float32": 64, "bfloat16": 2048, "int8": 4096},
+    r"[mcr]7i\.": Processor("Intel Sapphire Rapids", 3.2e9, 3.07e11, 2, _AMX,
                             "AWS, M7i instances, August 2023 (3.2 GHz on all cores); Intel, Xeon 8488C: 48 cores, "
-                            "8 channels of DDR5-4800; AMX"),
-    r"Standard_[DE]\d+s_v5": Processor("Intel Ice Lake", 3.5e9, 3.2e9, _VNNI,
+                            f"8 channels of DDR5-4800; {_REACHED}"),
+    r"[mcr]7a\.": Processor("AMD Genoa", 3.7e9, 4.6e11, 1, {"float32": 32, "bfloat16": 64, "int8": 128},
+                            "AWS, M7a instances, August 2023 (up to 3.7 GHz, a virtual processor is a core); AMD, EPYC "
+                            "9R14: 96 cores, 12 channels of DDR5-4800, AVX-512 in two halves"),
+    r"Standard_[DE]\d+s_v5": Processor("Intel Ice Lake", 3.5e9, 2.05e11, 2, _VNNI,
                                        "Microsoft, Dsv5 series, November 2021 (3.5 GHz on all cores); Intel, Xeon "
                                        "8370C: 32 cores, 8 channels of DDR4-3200"),
-    r"n2-": Processor("Intel Cascade Lake", 3.4e9, 2.5e9, _VNNI,
+    r"n2-": Processor("Intel Cascade Lake", 3.4e9, 1.41e11, 2, _VNNI,
                       "Google, CPU platforms, 2020 (3.4 GHz on all cores); Intel: 28 cores, 6 channels of DDR4-2933"),
 }  # fmt: skip
 """Processors by how the names of types begin."""
-_HALF = (
-    "a virtual processor is half a core, and has its part of the socket's bandwidth: where neighbours rest it is faster"
-)
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,21 @@ class Instance:
         found = _processor(self.name)
         if found is None:
             raise UsageError(f"nothing is known of the processor of {self.name}", hint="another type")
-        cores = self.vcpus / 2
+        cores = self.vcpus / found.threads
         return Device(
-            self.name, f"{self.vcpus:g} hyperthreads of {found.what}", self.memory_gib * 2**30, 0.9,
-            self.vcpus * found.bandwidth, {kind: cores * found.clock * rate for kind, rate in found.rates.items()},
-            (found.source,), f"rates = cores x clock x operations a cycle; {_HALF}",
+            self.name, f"{cores:g} cores of {found.what}", self.memory_gib * 2**30, 0.9,
+            min(cores * DRAW, found.socket), {kind: cores * found.clock * rate for kind, rate in found.rates.items()},
+            (found.source,), f"rates = cores x clock x operations a cycle; a core reads {DRAW / 1e9:g} GB/s, as cores "
+            "of two machines of clouds did with their neighbours",
         )  # fmt: skip
+
+
+class Reached(NamedTuple):
+    """What this machine reached with a model: ``share`` of what its hardware allows, where ``assumed`` was expected."""
+
+    share: float
+    computed_in: str
+    assumed: float
 
 
 class Prices(NamedTuple):
@@ -111,7 +127,7 @@ class Offer:
         fits: whether the model does, by ``memory_bytes`` of ``usable_bytes``.
         unit: what is counted, ``rows`` of ``length`` tokens or ``tokens`` written after ``length``.
         expected: of these a second, ``share`` of what the hardware allows; ``share_from`` says how that is known.
-        bound_by: ``compute`` or ``memory``.
+        bound_by: ``compute``, ``memory`` or ``launches``.
         per_million: US dollars for a million of them, on a machine that is always busy.
         prices: where the price is from, and its date.
     """
@@ -175,12 +191,12 @@ def offers(target: str | None, estimated: Callable[[Device, float], Any], here: 
     if any(one.gpu is None for one in types):  # what a processor reaches says nothing of a card
         with suppress(BundleError):  # a base without the head that it is to have: nothing can be run yet
             told = here()
-            reached = (told.measured / told.bound, told.computed_in) if told.measured else None
+            reached = Reached(told.measured / told.bound, told.computed_in, told.share) if told.measured else None
     return cheapest([offer(one, found, estimated, reached) for one in types])
 
 
 def offer(
-    instance: Instance, found: Prices, estimated: Callable[[Device, float], Any], reached: tuple[float, str] | None
+    instance: Instance, found: Prices, estimated: Callable[[Device, float], Any], reached: Reached | None
 ) -> Offer:
     """Return what a model does on a type.
 
@@ -188,12 +204,14 @@ def offer(
         instance: the type.
         found: the prices that it is from.
         estimated: ``sizing.estimate`` of the model, of a device and the bytes that its server takes.
-        reached: the share of what its hardware allows that this machine reached with the model, and in which format.
+        reached: what this machine reached with the model; it counts for processors that compute it in the same format
+            and by units of the same kind.
     """
     told = estimated(instance.device(), DRIVER if instance.gpu else SERVER)
     share, why = told.share, "assumed"
-    if reached is not None and instance.gpu is None and reached[1] == told.computed_in:
-        share, why = reached[0], "measured on this machine"
+    alike = reached is not None and (reached.computed_in, reached.assumed) == (told.computed_in, told.share)
+    if reached is not None and alike and instance.gpu is None:
+        share, why = reached.share, "measured on this machine"
     expected = share * told.bound
     return Offer(
         instance, told.fits, told.unit, told.length, told.batch_size, told.precision, told.memory_bytes,

@@ -2,7 +2,8 @@
 
 A roofline (Williams, Waterman and Patterson, 2009): a step takes as long as its arithmetic at the device's rate, or as
 reading its bytes at the device's bandwidth, whichever is longer. That is a bound. ``expected`` is
-a share of it, by experience; ``this-machine`` runs the model and shows its own.
+a share of it, by experience; ``this-machine`` runs the model and shows its own. On a card a step is never shorter than
+the launches of its kernels, which is what holds small models there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ GGUF = {"f16": "float16", "q8_0": "int8", "q4_k": "int4"}
 """What llama.cpp's formats are computed as."""
 SHARES = {"rows": 0.45, "tokens": 0.55}
 """Of the bound, what is expected. Tokens: what docs/benchmarks.md has of decoding on two cores (54 %). Rows: assumed,
-since real runtimes reach from a fifth of a matrix unit's peak to two thirds of a plain vector unit's."""
+below the two thirds that real runtimes reach of a vector unit's peak."""
+MATRIX = 0.3
+"""The same for rows where a format is computed over four times as fast as float32, by matrix units: docs/benchmarks.md
+has 29 % of a small encoder with AMX."""
+KERNELS = 12
+"""Kernels of a layer that torch runs one by one: six products, attention, activation, and norms with their sums."""
 RUNTIME = 150e6
 """Bytes that a runtime, its code and a tokenizer take, by what the export gate saw of small artifacts."""
 
@@ -57,7 +63,8 @@ class Estimate:
 
     Args:
         unit: what is counted a second, ``rows`` of ``length`` tokens or ``tokens`` written after ``length``.
-        bound: the most that the device allows, a second; ``bound_by`` what holds it, ``memory`` or ``compute``.
+        bound: the most that arithmetic and memory allow, a second; ``bound_by`` what holds the model, ``memory``,
+            ``compute``, or ``launches`` where these leave less than its share.
         expected: ``share`` of the bound.
         first_seconds: for a model that writes, the least time to read ``length`` tokens.
         memory_bytes: weights, what a step keeps, and the runtime; ``usable_bytes`` what the device has for it.
@@ -161,7 +168,12 @@ def estimate(
         step = batch_size * length * 4.0 * (4 * shape.width + 2 * shape.inner + shape.heads * length)
     compute, memory = operations / rate, moved / device.bandwidth
     unit = "tokens" if shape.writes else "rows"
-    bound = batch_size / max(compute, memory)
+    least, launching = max(compute, memory), KERNELS * shape.layers * device.launch
+    by_matrices = unit == "rows" and rate > 4 * device.rates["float32"]
+    bound, share = batch_size / least, MATRIX if by_matrices else SHARES[unit]
+    held = "compute" if compute > memory else "memory"
+    if launching * share > least:
+        share, held = least / launching, "launches"
     needed = max(weights + step + runtime, peak_bytes)
     usable = device.memory * device.usable
     others = [
@@ -169,8 +181,8 @@ def estimate(
     ]
     return Estimate(
         device=device.name, what=device.what, precision=precision, computed_in=computed_in, unit=unit, length=length,
-        batch_size=batch_size, bound=bound, bound_by="compute" if compute > memory else "memory", share=SHARES[unit],
-        expected=SHARES[unit] * bound, first_seconds=first, weight_bytes=weights, step_bytes=step, memory_bytes=needed,
+        batch_size=batch_size, bound=bound, bound_by=held, share=share,
+        expected=share * bound, first_seconds=first, weight_bytes=weights, step_bytes=step, memory_bytes=needed,
         usable_bytes=usable, fits=needed <= usable, would_fit=() if needed <= usable else tuple(others),
         measured=measure() if measure else None, sources=device.sources, estimated=device.estimated,
     )  # fmt: skip

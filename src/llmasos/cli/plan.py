@@ -85,6 +85,8 @@ def is_for_device(options: dict[str, Any]) -> bool:
 
 _TRAINS = ("auto", "cpu", "cuda", "mps", "xpu")
 _COUNT = ("device", *COUNT)
+_ALLOWS = {"compute": "arithmetic allows", "memory": "reading memory allows",
+           "launches": "arithmetic and memory allow: launching kernels takes longer"}  # fmt: skip
 
 
 def show_device(options: dict[str, Any], *, as_json: bool) -> int:
@@ -119,7 +121,7 @@ def show_device(options: dict[str, Any], *, as_json: bool) -> int:
         ("weights", f"{size(found.weight_bytes)} in {found.precision}{computed}"),
         ("memory", f"{size(found.memory_bytes)} of {size(found.usable_bytes)} that a program can have"),
         (what, f"about {found.expected:,.1f} a second: {found.share:.0%} of {found.bound:,.1f}, which "
-               f"{'arithmetic' if found.bound_by == 'compute' else 'reading memory'} allows"),
+               f"{_ALLOWS[found.bound_by]}"),
     ]  # fmt: skip
     if found.first_seconds is not None:
         rows.append(("first token", f"after {duration(found.first_seconds / found.share)}"))
