@@ -2,7 +2,8 @@
 
 buildah builds what ``llmasos deploy docker`` renders, without a daemon, over a base that debootstrap makes of Debian's
 packages as the usual slim images are made; both need root, and programs of Debian. Packages come from where pip is told
-that they come from. ``image`` is the rehearsal of that image: its own server on its own disk, which cannot be written.
+that they come from. ``image`` is the rehearsal of that image: its own server on its own disk, which cannot be written;
+``light`` is that of the image with ``llmasos-edge``, which serves the same model as an artifact for it.
 ``llmasos`` is the same server in this environment, and ``fastapi_pipeline`` the one that is usually written. A start is
 from the process to the first answer that it is ready; files are in the system's cache.
 """
@@ -29,7 +30,8 @@ from . import child, data, harness
 from .records import Column, Result, Run, goal, middle
 from .serve import PIPELINE
 
-CANDIDATES = ("image", "llmasos", "fastapi_pipeline")
+IMAGES = ("image", "light")
+CANDIDATES = (*IMAGES, "llmasos", "fastapi_pipeline")
 PROGRAMS = ("buildah", "debootstrap", "tar")
 BASES = {
     "build": "python3,python3-venv,python-is-python3,ca-certificates,binutils",
@@ -38,15 +40,19 @@ BASES = {
 """Packages of what the image is built in, and of what it stands on."""
 NEEDLESS = (*(f"usr/share/{name}" for name in ("doc", "man", "info", "locale")), "var/cache/apt", "var/lib/apt/lists")
 """What slim images leave out of Debian."""
-PARTS = ("torch", "transformers", "sympy", "numpy", "numpy.libs", "networkx", "llmasos", "tokenizers", "uvloop")
-TASK = "I love this film."
+PARTS = ("torch", "transformers", "sympy", "numpy", "numpy.libs", "networkx", "llmasos", "tokenizers", "uvloop",
+         "onnxruntime", "llmasos_edge")  # fmt: skip
+SERVED = {"image": "model", "light": "edge"}
+"""What each image serves."""
+ROWS = harness.ROOT / "src" / "llmasos" / "samples" / "support_en.jsonl"
+TEXT = "I love this film."
 
 
 def main() -> None:
     """Build, weigh and start, or be one of those that start."""
     parser = harness.parser(__doc__, seeds=5)
     parser.add_argument("--model", type=Path, help="a classifier to use instead of training one")
-    parser.add_argument("--root", type=Path, help="the image's files, instead of building it")
+    parser.add_argument("--root", type=Path, help="the files of image, instead of building it")
     parser.add_argument("--keep", type=Path, help="folder to build in, which stays")
     options = parser.parse_args()
     if options.child:
@@ -58,20 +64,23 @@ def main() -> None:
             (work / "model").symlink_to(options.model.resolve(), target_is_directory=True)
         else:
             harness.run_one(harness.child("image", "train", work), 0, work)
-        runs, root, took = list[Run](), options.root, 0.0
-        if "image" in names and root is None:
-            lacks = lacking()
-            if lacks:
-                runs.append(Run("image", 0, missing=lacks))
+        runs, roots, took = list[Run](), dict[str, Path](), dict[str, float]()
+        for name in (name for name in names if name in IMAGES):
+            if name == "image" and options.root:
+                roots[name] = options.root.resolve()
+            elif lacks := lacking():
+                runs.append(Run(name, 0, missing=lacks))
+                continue
             else:
                 began = time.perf_counter()
-                root = built(work / "model", options.keep or work / "image")
-                took = time.perf_counter() - began
-        if root is not None:
-            (work / "root").symlink_to(root.resolve(), target_is_directory=True)
-        able = [name for name in names if name != "image" or root is not None]
+                if name == "light":
+                    harness.run_one(harness.child("image", "export", work), 0, work)
+                roots[name] = built(name, work, options.keep or work / "images")
+                took[name] = time.perf_counter() - began
+            (work / f"root-{name}").symlink_to(roots[name], target_is_directory=True)
+        able = [name for name in names if name not in IMAGES or name in roots]
         runs += harness.measure([harness.child("image", name, work) for name in able], options.seeds, work)
-        weights = weighed(root) if root is not None and "image" in names else {}
+        weights = {name: weighed(root) for name, root in roots.items()}
     harness.finish(result(names, runs, weights, took), options)
 
 
@@ -85,26 +94,31 @@ def lacking() -> str:
 # -- building -----------------------------------------------------------------------------------------
 
 
-def built(model: Path, work: Path) -> Path:
-    """Build the image of a model's server; return the folder in which its files are mounted."""
+def built(name: str, work: Path, place: Path) -> Path:
+    """Build the image of a model's server in a place; return the folder in which its files are mounted."""
     from llmasos import LLM
 
-    work.mkdir(parents=True, exist_ok=True)
-    for name, packages in BASES.items():
-        if name not in _buildah(work, "images", "--format", "{{.Name}}"):
-            _base(work, name, packages)
-    context = work / "context"
+    place.mkdir(parents=True, exist_ok=True)
+    for base, packages in BASES.items():
+        if base not in _buildah(place, "images", "--format", "{{.Name}}"):
+            _base(place, base, packages)
+    context, model = place / f"context-{name}", (work / SERVED[name]).resolve()
     LLM.from_pretrained(model).deploy("docker", context, name="mine", overwrite=True)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--constraint", str(harness.ROOT / "constraints.txt")]
-    _run([*pip, "--wheel-dir", str(context), f"{harness.ROOT}[serve]"])
-    own = work / "pip.conf"  # all of them lie there
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(context)]
+    if name == "light":
+        _run([*pip, "--no-deps", str(harness.ROOT / "edge")])
+        _run([*pip, "--no-deps", "--find-links", str(context), "-r", str(model / "requirements.txt")])
+    else:
+        _run([*pip, "--constraint", str(harness.ROOT / "constraints.txt"), f"{harness.ROOT}[serve]"])
+    own = place / "pip.conf"  # all of them lie there
     own.write_text("[install]\nno-index = true\n", encoding="utf-8")
     _buildah(
-        work, "build", "--isolation", "chroot", "--secret", f"id=pip,src={own}", "--tag", "llmasos",
+        place, "build", "--isolation", "chroot", "--secret", f"id=pip,src={own}", "--tag", f"llmasos-{name}",
         "--skip-unused-stages=false",  # it does not see that a build argument names one
+        "--build-context", f"model={model}",
         "--build-arg", "BUILD=localhost/build", "--build-arg", "BASE=localhost/base", str(context),
     )  # fmt: skip
-    return Path(_buildah(work, "mount", _buildah(work, "from", "llmasos")))
+    return Path(_buildah(place, "mount", _buildah(place, "from", f"llmasos-{name}"))).resolve()
 
 
 def _base(work: Path, name: str, packages: str) -> None:
@@ -165,17 +179,17 @@ def _size(folder: Path) -> float:
 
 def work_of(name: str, work: Path) -> dict[str, Any]:
     """Do one candidate's work."""
-    if name == "train":
-        return train(work)
-    if name == "image":
-        return rehearsed(work)
+    if name in ("train", "export"):
+        return {"train": train, "export": export}[name](work)
+    if name in IMAGES:
+        return rehearsed(name, work)
     if name == "llmasos":
         argv, path = ["-m", "llmasos", "serve", f"mine={work / 'model'}", "--threads", "2", "--port"], "/health/ready"
     else:
         argv, path = ["-c", PIPELINE, str(work / "model")], "/docs"
     with started(argv, path) as (port, ready):
         began = time.perf_counter()
-        _ask(port, "/v1/classify", {"inputs": TASK})
+        _ask(port, "/v1/classify", {"inputs": TEXT})
         return {"ready": ready, "first_ms": (time.perf_counter() - began) * 1000}
 
 
@@ -183,18 +197,25 @@ def train(work: Path) -> dict[str, Any]:
     """Tune MiniLM a little: how well does not matter here."""
     from llmasos import LLM, TextClassificationTask
 
-    rows = harness.ROOT / "src" / "llmasos" / "samples" / "support_en.jsonl"
-    LLM.from_pretrained(data.MODEL).finetune(TextClassificationTask(), rows, epochs=1, seed=0, progress=False,
+    LLM.from_pretrained(data.MODEL).finetune(TextClassificationTask(), ROWS, epochs=1, seed=0, progress=False,
                                              output=work / "model")  # fmt: skip
     return {}
 
 
-def rehearsed(work: Path) -> dict[str, Any]:
-    """Rehearse the image; its answers are compared with the golden rows on the way."""
+def export(work: Path) -> dict[str, Any]:
+    """Make the artifact that llmasos-edge serves."""
     from llmasos import LLM
 
-    root = str((work / "root").resolve())
-    found = LLM.from_pretrained(work / "model").deploy("docker", rehearse=True, name="mine", root=root, progress=False)
+    LLM.from_pretrained(work / "model").export(work / "edge", "edge")
+    return {}
+
+
+def rehearsed(name: str, work: Path) -> dict[str, Any]:
+    """Rehearse an image; its answers are compared with the golden rows on the way."""
+    from llmasos import LLM
+
+    root, model = str((work / f"root-{name}").resolve()), work / SERVED[name]
+    found = LLM.from_pretrained(model).deploy("docker", rehearse=True, name="mine", root=root, progress=False)
     steps = {step.asked.partition(" within")[0]: step for step in found.steps}
     return {"ready": steps["ready"].seconds, "steps": {step.asked: step.seen for step in found.steps}}
 
@@ -230,12 +251,16 @@ def _ask(port: int, path: str, body: dict[str, Any] | None = None) -> None:
         reply.read()
 
 
-def result(names: list[str], runs: list[Run], weights: dict[str, float], took: float) -> Result:
+def result(names: list[str], runs: list[Run], weights: dict[str, dict[str, float]], took: dict[str, float]) -> Result:
     """Put the table together."""
-    where = "image" if weights else "llmasos"
+    where = "image" if "image" in weights else "llmasos"
     ready = {name: middle(runs, name, "ready") for name in names}
-    notes = [f"megabytes of its files: {', '.join(f'{name} {size:.0f}' for name, size in weights.items())}"]
-    notes += [f"built in {took:.0f} s"] if took else []
+    whole = weights.get("image", {}).get("whole")
+    notes = []
+    for name, sizes in weights.items():
+        told = ", ".join(f"{part} {size:.0f}" for part, size in sizes.items() if size)
+        notes.append(f"megabytes of the files of {name}: {told}")
+    notes += [f"{name} was built in {seconds:.0f} s" for name, seconds in took.items()]
     return Result(
         name="image",
         title="The server's image, and its start with MiniLM",
@@ -244,12 +269,11 @@ def result(names: list[str], runs: list[Run], weights: dict[str, float], took: f
         runs=runs,
         baseline="fastapi_pipeline" if "fastapi_pipeline" in names else None,
         goals=[
-            goal("files of the image without weights below 1 GB", weights.get("whole"), 1000, least=False,
-                 shown="{:.0f} MB"),
+            goal("files of the image without weights below 1 GB", whole, 1000, least=False, shown="{:.0f} MB"),
             goal(f"ready within 3 s of the process's start ({where})", ready.get(where), 3, least=False,
                  shown="{:.2f} s"),
         ],
-        notes=notes if weights else [],
+        notes=notes,
         about={"megabytes": weights},
     )  # fmt: skip
 

@@ -14,8 +14,8 @@ SOURCES = HERE.parent / "src" / "llmasos"
 PARTS = """
 certificate edge evaluation golden hosting prediction
 cli/_edge
-core/atomic core/bundle core/config core/environment core/errors core/events core/hardware core/hosts core/plugins
-core/storage
+core/atomic core/bundle core/config core/environment core/errors core/events core/hardware core/hosts core/parts
+core/plugins core/storage
 data/arrow data/batching data/columns data/dataset data/dealing data/encoding data/files data/ledger data/lines
 data/origin data/shards data/squad data/tokenizer
 engines/_graph engines/_writing engines/base engines/onnxruntime engines/openvino

@@ -220,13 +220,14 @@ def test_a_model_that_writes_is_refused() -> None:
 
 
 def test_a_kind_of_file_that_needs_more_is_told(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model.open(made("text-classification")[0])  # tuning, which makes it, needs what is missing below
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(errors.MissingExtraError, match="reading parquet"):
-        list(Model.open(made("text-classification")[0]).predict(tmp_path / "rows.parquet"))
+        list(model.predict(tmp_path / "rows.parquet"))
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     with pytest.raises(errors.MissingExtraError, match="s3://"):
-        list(Model.open(made("text-classification")[0]).predict("s3://bucket/rows.jsonl"))
+        list(model.predict("s3://bucket/rows.jsonl"))
 
 
 def test_a_runtime_that_is_not_installed_is_named(made: Any, built: Path) -> None:

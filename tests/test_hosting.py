@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,26 @@ def test_connections_are_bounded(model: Model, monkeypatch: pytest.MonkeyPatch) 
         assert client.get("/health/live").status_code == 200
 
 
+@pytest.mark.parametrize("begun", ["x: ", "host: localhost\r\ncontent-length: 1000\r\n\r\n"])
+def test_a_client_that_drips_is_cut_off(model: Model, monkeypatch: pytest.MonkeyPatch, begun: str) -> None:
+    monkeypatch.setattr(hosting, "ARRIVAL", 0.5)
+    with hosted(model) as client, socket.create_connection((client.base_url.host, client.base_url.port)) as dripping:
+        began = time.monotonic()
+        dripping.settimeout(0.05)
+        dripping.sendall(f"POST /v1/predict HTTP/1.1\r\n{begun}".encode())
+        answer, ended = b"", False
+        while not ended and time.monotonic() < began + 5:
+            with suppress(TimeoutError):
+                piece = dripping.recv(1 << 12)
+                answer, ended = answer + piece, not piece
+            with suppress(OSError):
+                dripping.sendall(b"a")  # never silent
+        assert ended
+        assert 0.4 < time.monotonic() - began < 3
+        assert client.get("/health/live").status_code == 200
+    assert answer.startswith(b"HTTP/1.0 408") == ("content-length" in begun)
+
+
 def test_the_command_serves_a_socket_that_was_handed_over_and_ends_at_sigterm(artifact: Path, own: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
@@ -209,6 +229,11 @@ def test_an_edge_artifact_is_served_by_llmasos_edge(artifact: Path) -> None:
         "llmasos-edge", {"model": str(artifact.resolve())})  # fmt: skip
     assert 'ENTRYPOINT ["llmasos-edge"]' in files["Dockerfile"]
     assert "torch" not in files["Dockerfile"]
+    assert _files("docker", artifact)["Dockerfile"] == files["Dockerfile"]
+    job = settled("docker", artifact, {"root": "/mnt/image"})
+    assert f"--build-context model={artifact.resolve()} " in job.target.steps(job.deployment, "OUT")[0]
+    contract = job.target.contract(job.deployment)
+    assert (contract.root, contract.module, contract.words[0]) == ("/mnt/image", "llmasos-edge", "serve")
     assert settled("compose", artifact, {}).deployment.memory < 400_000_000
     assert not settled("kubernetes", artifact, {}).deployment.light
 
@@ -229,7 +254,7 @@ def test_other_exports_keep_the_whole_server(artifact: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["systemd", "compose"])
+@pytest.mark.parametrize("target", ["systemd", "docker"])
 def test_the_contract_is_kept_by_llmasos_edge(artifact: Path, target: str) -> None:
     found = result_of(rehearse(settled(target, artifact, {"cpus": 1})))
     print(*((step.asked, step.seen, step.seconds) for step in found.steps), sep="\n")

@@ -7,6 +7,7 @@ too many wait the next is told to come again. A connection is one request: what 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import signal
@@ -30,8 +31,9 @@ ROWS, BODY = 1024, 4 << 20
 """Rows and bytes of a request, at the most."""
 CONNECTIONS, WAITING = 64, 32
 """Connections at once, and of these requests that wait for the model."""
-PATIENCE, DRAIN = 10.0, 45.0
-"""Seconds that a client may be silent, and that requests have to end when the server is told to stop."""
+PATIENCE, ARRIVAL, DRAIN = 10.0, 30.0, 45.0
+"""Seconds that a client may be silent, that a request may take to arrive, however busily it drips, and that requests
+have to end when the server is told to stop."""
 FIELDS = ("inputs", "model", "truncate")
 _LOG = logging.getLogger(__name__)
 
@@ -217,12 +219,38 @@ class Host(ThreadingMixIn, HTTPServer):
             self._waiting.release()
 
 
+class _Arriving(io.RawIOBase):
+    """What a client sends, until a deadline."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._until = connection, time.monotonic() + ARRIVAL
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Wait for what comes next, no longer than is left."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(min(PATIENCE, left))
+        try:
+            return self._connection.recv_into(buffer)
+        finally:
+            self._connection.settimeout(PATIENCE)  # also what an answer has, which is sent under one timeout
+
+
 class _Handler(BaseHTTPRequestHandler):
     """One request."""
 
     server: Host
-    timeout = PATIENCE
     server_version, sys_version = "llmasos-edge", ""
+
+    def setup(self) -> None:
+        """Bound the time in which the request arrives."""
+        super().setup()
+        self.rfile = io.BufferedReader(_Arriving(self.connection))
 
     def do_GET(self) -> None:
         """Answer the probes; before it listens the model was opened and compared, so it is ready."""
@@ -247,7 +275,10 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(411, "length_required", "send Content-Length")
         if int(length) > BODY:
             raise Refusal(413, "body_too_large", f"{length} bytes, and {BODY} are the most")
-        body = self.rfile.read(int(length))
+        try:
+            body = self.rfile.read(int(length))
+        except TimeoutError:
+            raise Refusal(408, "request_timeout", "the request did not arrive in time") from None
         if len(body) != int(length):
             raise Refusal(400, "invalid_json", "the body broke off")
         return self.server.answer(body)

