@@ -5,19 +5,26 @@ https://learn.microsoft.com/azure/machine-learning/how-to-deploy-custom-containe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from shlex import quote
 from typing import Any, ClassVar
 
 from ..core.config import Config, option
+from ..core.errors import UsageError
+from ..core.events import Event
+from ._azure import TAGS, workspace
 from ._server import OPENING, as_yaml, build, computing, dockerfile
-from .base import SERVER, Contract, Deployment, Probe, Target, listed
+from .base import SERVER, Contract, Deployment, Health, Probe, State, Target, Validated, listed
 
 MODEL = "/var/azureml-app/azureml-models"
 """Where Azure puts models, each in a folder of its name and version."""
 PERIOD, PATIENCE, ANSWER, GRACE = 10, 2, 60, 30
 """Seconds between two probes, and for one; for an answer; and for the end."""
+BEFORE, LONGEST = "before", 32
+"""The file that names the deployment which goes on; letters of an endpoint's name."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,15 @@ class Settings(Config):
     at_once: int = option(64, "requests that a copy is sent at once", least=1)
     workspace: str | None = option(None, "workspace; the one that az is set to if not given")
     group: str | None = option(None, "resource group; the one that az is set to if not given")
+    subscription: str | None = option(None, "subscription; the one that az is set to if not given")
 
 
 class AzureML(Target):
     """An endpoint, and a deployment behind it."""
+
+    applies = True
+    requires = ("azure.mgmt.core", "azure.identity", "azure.storage.blob")
+    extra = "azureml"
 
     name = "azureml"
     about = "a managed online endpoint of Azure Machine Learning"
@@ -41,7 +53,7 @@ class AzureML(Target):
     def render(self, deployment: Deployment) -> dict[str, str]:
         """Return what builds the image, and the two definitions as az reads them."""
         d = deployment
-        endpoint = {"name": d.name, "auth_mode": "key"}
+        endpoint = {"name": d.name, "auth_mode": "key", "tags": TAGS}
         return {
             "Dockerfile": dockerfile(d, _words(d), probe=False, environment=_environment()),
             ".dockerignore": "*\n!Dockerfile\n!*.whl\n",
@@ -54,11 +66,112 @@ class AzureML(Target):
         d = deployment
         where = f" --resource-group {quote(d.own.group)}" if d.own.group else ""
         where += f" --workspace-name {quote(d.own.workspace)}" if d.own.workspace else ""
+        where += f" --subscription {quote(d.own.subscription)}" if d.own.subscription else ""
         return [
             build(d, folder), f"docker push {quote(d.image)}",
             f"az ml online-endpoint create{where} --file {quote(folder)}/endpoint.yml",
             f"az ml online-deployment create{where} --file {quote(folder)}/deployment.yml --all-traffic",
         ]  # fmt: skip
+
+    def validate(self, files: Mapping[str, str]) -> Validated:
+        """Let azure-ai-ml read both definitions, as az does."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                from azure.ai.ml import load_online_deployment, load_online_endpoint
+                from azure.ai.ml._version import VERSION
+            except ImportError:  # also where marshmallow is too new for it
+                return Validated("azure-ai-ml", missing="pip install azure-ai-ml 'marshmallow<4'")
+            problems = []
+            for name, load in (("endpoint.yml", load_online_endpoint), ("deployment.yml", load_online_deployment)):
+                try:
+                    load(StringIO(files[name]))
+                except Exception as error:
+                    problems.append(f"{name}: {' '.join(str(error).split())[:300]}")
+        return Validated(f"azure-ai-ml {VERSION}", tuple(problems))
+
+    def where(self, deployment: Deployment) -> str:
+        """Return the workspace; see ``Target.where``."""
+        return workspace(deployment)
+
+    def there(self, name: str, region: str | None) -> Mapping[str, str]:
+        """Return the name of the deployment that goes on until the next is ready; see ``Target.there``."""
+        from ._azureml import answering
+
+        return {BEFORE: called} if (called := answering(name, region)) else {}
+
+    def apply(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
+        """Send the model, and make endpoint and deployment; see ``Target.apply``."""
+        from ._azureml import applied
+        from ._azureml_release import back
+
+        if BEFORE in files:
+            yield from back(deployment.name, deployment.region)
+            return
+        if not 3 <= len(deployment.name) <= LONGEST:
+            raise UsageError(f"name={deployment.name!r}", hint=f"a name of 3 to {LONGEST} letters: --name")
+        if "/" not in deployment.image:
+            raise UsageError(f"image={deployment.image!r} is in no registry that Azure reaches",
+                             hint="build and push it, as --render tells, and name it with --image")  # fmt: skip
+        yield from applied(deployment, files)
+
+    def finish(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
+        """Send requests to what is ready now."""
+        from ._azureml_release import opened
+
+        del files
+        yield from opened(deployment)
+
+    canary = True
+
+    def begin(self, deployment: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
+        """Put a second deployment behind the endpoint; see ``Target.begin``."""
+        from ._azureml_release import begin
+
+        yield from begin(deployment, files, share)
+
+    def ask(self, name: str, region: str | None, path: str, body: Any) -> Any:
+        """Ask the new deployment; see ``Target.ask``."""
+        from ._azureml_release import ask
+
+        del path  # the endpoint has one
+        return ask(name, region, body)
+
+    def watch(self, name: str, region: str | None) -> Health:
+        """Read Azure Monitor's counts of the two deployments; see ``Target.watch``."""
+        from ._azureml_release import watch
+
+        return watch(name, region)
+
+    def promote(self, name: str, region: str | None) -> Iterator[Event]:
+        """Give all requests to the new deployment; see ``Target.promote``."""
+        from ._azureml_release import promote
+
+        yield from promote(name, region)
+
+    def back(self, name: str, region: str | None) -> Iterator[Event]:
+        """Give all requests to the old deployment; see ``Target.back``."""
+        from ._azureml_release import back
+
+        yield from back(name, region)
+
+    def state(self, name: str, region: str | None) -> State | None:
+        """Return how the endpoint is; see ``Target.state``."""
+        from ._azureml import state
+
+        return state(name, region)
+
+    def logs(self, name: str, region: str | None) -> Iterator[str]:
+        """Yield what the containers have written; see ``Target.logs``."""
+        from ._azureml import logs
+
+        yield from logs(name, region)
+
+    def remove(self, name: str, region: str | None) -> Iterator[str]:
+        """Remove endpoint, deployments, models and environments; see ``Target.remove``."""
+        from ._azureml import remove
+
+        yield from remove(name, region)
 
     def contract(self, deployment: Deployment) -> Contract:
         """Return what Azure does with a container."""
