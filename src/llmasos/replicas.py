@@ -7,12 +7,14 @@ has its own desk and its own models; nothing is shared but the file of keys.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from .serving.desk import Desk
+    from .serving.splitting import Hand, Split
+
+
+SERVER, NAMESPACE = "server", "llmasos"
+"""Names of the copies in their application, and of what a release counts in."""
+RELEASE = "/v1/release"
+"""Where a release's counts are asked for."""
 
 
 class Replica:
@@ -37,19 +46,76 @@ class Replica:
     def __init__(self, models: Mapping[str, str], options: Mapping[str, Any]) -> None:
         self._models, self._options = dict(models), dict(options)
         self._desk: Desk | None = None
+        self._app: FastAPI | None = None
+        self._split: Split | None = None
+        self._counts: Any = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application; Ray calls it where the copy is to run, and opens the models by its lifespan."""
         from . import __version__
         from .opening import Opened
         from .serving.app import application
+        from .serving.splitting import Split
         from .serving.start import desk_of, guarded, settled, watch_of
         from .sources.base import locate
 
         config = settled({"host": "0.0.0.0", **self._options})
         guard = guarded(config)
         self._desk = desk_of({name: Opened(locate(ref)) for name, ref in self._models.items()}, config)
-        return application(self._desk, guard, version=__version__, watch=watch_of(self._desk, __version__))
+        app = application(self._desk, guard, version=__version__, watch=watch_of(self._desk, __version__))
+        app.add_api_route(RELEASE, self._counted, include_in_schema=False)
+        self._app, self._split = app, Split(config)
+        app.add_middleware(self._split.before)
+        return app
+
+    async def reconfigure(self, release: Mapping[str, Any]) -> None:
+        """Hand a share of the requests on to another version, or no more; Ray calls it when it is told to.
+
+        Args:
+            release: ``next``, the application of the other version, its ``share``, and where both are counted,
+                ``counts``; or the counts that have ``ended``.
+        """
+        import ray
+
+        assert self._split is not None
+        if not release.get("counts"):
+            self._counts = None
+            self._split.to(0.0, None, None)
+            with suppress(ValueError):  # another copy has done it
+                ray.kill(ray.get_actor(release.get("ended", ""), NAMESPACE))
+            return
+        actor = ray.remote(Counts).options(name=release["counts"], namespace=NAMESPACE, lifetime="detached",
+                                           get_if_exists=True, num_cpus=0, max_restarts=-1)  # fmt: skip
+        self._counts = actor.remote()
+        hand = _handing(release["next"]) if release["share"] else None
+        self._split.to(release["share"], hand, self._counts.add.remote)
+
+    async def handed(self, scope: Mapping[str, Any], body: bytes) -> AsyncIterator[dict[str, Any]]:
+        """Answer a request that a copy of the old version hands on: that it is taken, then the answer's messages."""
+        assert self._app is not None
+        messages: asyncio.Queue[Any] = asyncio.Queue()
+        read = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> dict[str, Any]:
+            for message in read:
+                return message
+            await asyncio.Event().wait()  # that the client has left is told by the end of this
+            raise AssertionError
+
+        yield {}
+        answer = asyncio.ensure_future(self._app(dict(scope), receive, messages.put))
+        answer.add_done_callback(lambda _: messages.put_nowait(None))
+        try:
+            while (message := await messages.get()) is not None:
+                yield message
+            await answer
+        finally:
+            answer.cancel()
+
+    async def _counted(self) -> dict[str, list[int]]:
+        """Return requests and errors of the two versions of a release, by all copies; nothing where there is none."""
+        found: dict[str, list[int]] = await self._counts.all.remote() if self._counts else {}
+        return found
 
     def check_health(self) -> None:
         """Tell Ray, which starts another copy instead, whether this one is stuck.
@@ -59,6 +125,40 @@ class Replica:
         """
         if self._desk is not None and self._desk.stalled(PATIENCE):
             raise HardwareError("the copy is stalled", hint="Ray starts another one")
+
+
+class Counts:
+    """What all copies have counted since a release began: an actor of Ray."""
+
+    def __init__(self) -> None:
+        self._all = {"old": [0, 0], "new": [0, 0]}
+
+    def add(self, version: str, failed: bool) -> None:
+        """Count a request."""
+        self._all[version][0] += 1
+        self._all[version][1] += failed
+
+    def all(self) -> dict[str, list[int]]:
+        """Return requests and errors by version."""
+        return self._all
+
+
+def _handing(name: str) -> Hand:
+    """Return what hands a request on to an application."""
+    from ray import serve
+
+    server = serve.get_deployment_handle(SERVER, name, _check_exists=False).options(stream=True, method_name="handed")
+
+    async def hand(scope: Mapping[str, Any], body: bytes) -> AsyncIterator[Any]:
+        answer = server.remote(scope, body)
+        try:
+            async for part in answer:
+                yield part
+        except BaseException:
+            answer.cancel()
+            raise
+
+    return hand
 
 
 def application_of(args: Mapping[str, Any]) -> Any:
@@ -74,7 +174,7 @@ def application_of(args: Mapping[str, Any]) -> Any:
         from ray import serve
     except ImportError as error:
         raise MissingExtraError("Ray Serve", install="'llmasos[ray,serve]'") from error
-    copies = serve.deployment(serve.ingress()(Replica), name="server")
+    copies = serve.deployment(serve.ingress()(Replica), name=SERVER)
     return copies.bind(args["models"], args.get("options", {}))
 
 
@@ -100,6 +200,7 @@ def main(words: Sequence[str] | None = None) -> int:
     variables = application["runtime_env"]["env_vars"]
     application["args"]["models"] = {called: told.model}
     application["args"]["options"]["host"] = "0.0.0.0"  # so that keys are asked for as they are there
+    application["route_prefix"] = "/"
     application["runtime_env"]["env_vars"] = {**variables, **settings_here(variables)}
     content["http_options"] = {"host": told.host, "port": int(told.port)}
     content["proxy_location"] = "HeadOnly"  # all machines are this one, and have one port
@@ -131,11 +232,23 @@ def _run(content: Mapping[str, Any], *, cpus: float) -> int:
                 while program.poll() is None and not stopped.wait(0.1):
                     _replaced(cluster, node)
                 if program.poll() is None:
-                    program.send_signal(signal.SIGINT)
+                    _drained(cluster, content)
+                    program.terminate()
                 code_ = program.wait()
         return 0 if stopped.is_set() else code_ or 1
     finally:
         cluster.shutdown()
+
+
+def _drained(cluster: Any, content: Mapping[str, Any]) -> None:
+    """Take applications away, which lets their requests end; Ray's shutdown alone kills its proxy under them."""
+    import ray
+    from ray import serve
+
+    ray.init(cluster.address, namespace="serve", log_to_driver=False)
+    for one in content["applications"]:
+        serve.delete(one["name"])
+    ray.shutdown()  # else the cluster would not be taken down under its own driver
 
 
 def _replaced(cluster: Any, node: Mapping[str, Any]) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..core.config import Config, option
+from ..core.environment import ray_dashboard
+from ..core.errors import UsageError
+from ..core.events import Event
 from ._server import DRAIN, ENVIRONMENT, KEYS, OPENING, PAUSE, SLACK, as_yaml
-from .base import SERVER, Contract, Copies, Deployment, Probe, Target, infer
+from .base import SERVER, Contract, Copies, Deployment, Health, Probe, State, Target, infer
 
 AGAIN = 30.0
 """Seconds in which a copy that died is replaced, or those of a machine."""
@@ -21,6 +26,15 @@ class Settings(Config):
     model: str | None = option(None, "the model's folder or reference on every machine; its folder here if not given")
     keys_file: str = option(KEYS, "file of the server's keys on every machine")
     requests: float = option(8.0, "requests at once and copy, above which copies are added", least=0.1)
+    route: str = option("/", "path below which it is asked there")
+    address: str | None = option(
+        None, "the cluster's dashboard; RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265 if not given"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"/|(/[\w.~-]+)+", self.route, re.ASCII):
+            raise UsageError(f"route={self.route!r}", hint="such as /mine")
 
 
 class Ray(Target):
@@ -37,8 +51,77 @@ class Ray(Target):
 
     def steps(self, deployment: Deployment, folder: str) -> list[str]:
         """Deploy."""
-        del deployment
-        return [f"serve deploy {shlex.quote(folder)}/serve.yaml"]
+        at = f" --address {shlex.quote(deployment.own.address)}" if deployment.own.address else ""
+        return [f"serve deploy {shlex.quote(folder)}/serve.yaml{at}"]
+
+    applies = True
+
+    def where(self, deployment: Deployment) -> str | None:
+        """Return the cluster's dashboard."""
+        return str(deployment.own.address or ray_dashboard())
+
+    def apply(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
+        """Tell Ray Serve of it; see ``Target.apply``."""
+        from ._ray import put
+
+        yield from put(deployment, files)
+
+    def state(self, name: str, region: str | None) -> State | None:
+        """Return how the application is; see ``Target.state``."""
+        from ._ray import state
+
+        return state(name, region)
+
+    def logs(self, name: str, region: str | None) -> Iterator[str]:
+        """Yield what its copies have written; see ``Target.logs``."""
+        from ._ray import logs
+
+        yield from logs(name, region)
+
+    def remove(self, name: str, region: str | None) -> Iterator[str]:
+        """Remove the application; see ``Target.remove``."""
+        from ._ray import remove
+
+        yield from remove(name, region)
+
+    canary = True
+
+    def begin(self, deployment: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
+        """Put the new version there, without requests at first; see ``Target.begin``."""
+        from ._ray_release import begin
+
+        del share  # see send
+        yield from begin(deployment, files)
+
+    def ask(self, name: str, region: str | None, path: str, body: Any) -> Any:
+        """Ask the new version below its own route; see ``Target.ask``."""
+        from ._ray_release import ask
+
+        return ask(name, region, path, body)
+
+    def send(self, name: str, region: str | None, share: float) -> None:
+        """Have the old version hand on its share; see ``Target.send``."""
+        from ._ray_release import send
+
+        send(name, region, share)
+
+    def watch(self, name: str, region: str | None) -> Health:
+        """Read what the copies have counted; see ``Target.watch``."""
+        from ._ray_release import watch
+
+        return watch(name, region)
+
+    def promote(self, name: str, region: str | None) -> Iterator[Event]:
+        """Give all requests to the new version; see ``Target.promote``."""
+        from ._ray_release import promote
+
+        yield from promote(name, region)
+
+    def back(self, name: str, region: str | None) -> Iterator[Event]:
+        """Give all requests to the old version; see ``Target.back``."""
+        from ._ray_release import back
+
+        yield from back(name, region)
 
     def contract(self, deployment: Deployment) -> Contract:
         """Return what Ray does with copies of the server, on two machines that are this one."""
@@ -68,7 +151,7 @@ def _configuration(d: Deployment) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": d.cpus, "num_gpus": d.gpu, "memory": d.memory},
     }  # fmt: skip
     application = {
-        "name": d.name, "route_prefix": "/", "import_path": "llmasos.replicas:application_of",
+        "name": d.name, "route_prefix": d.own.route, "import_path": "llmasos.replicas:application_of",
         "runtime_env": {"env_vars": {**ENVIRONMENT, "LLMASOS_KEYS": d.own.keys_file}},
         "args": {"models": {d.name: d.own.model or d.model}, "options": options}, "deployments": [server],
     }  # fmt: skip
