@@ -19,6 +19,8 @@ EDGES: dict[str, dict[str, Any]] = {
     "large": {"replicas": 2, "max_replicas": 8, "gpu": 1, "weights": "inside", "region": "eu-central-1"},
 }
 """Two deployments: what one gets by saying nothing, and one that scales, on CUDA, with the weights inside."""
+MODES: dict[str, dict[str, dict[str, str]]] = {"kserve": {"knative": {"mode": "knative"}}}
+"""Settings of a target that make something else of it."""
 NEEDED = {"sagemaker": {"role": "arn:aws:iam::123456789012:role/serve", "bucket": "s3://models"}}
 
 
@@ -43,19 +45,24 @@ def save_light(folder: Path) -> Path:
 
 def rendered(target: str, edge: str) -> dict[str, str]:
     """Return the files of a target, the dashboard but for its first line."""
-    plugin, changed = plugins.load("targets", target), EDGES[edge]
-    d = deployment(target, **{name: value for name, value in changed.items() if name in plugin.takes})
+    plugin, changed = plugins.load("targets", target), EDGES.get(edge, {})
+    settings = MODES.get(target, {}).get(edge)
+    d = deployment(target, settings, **{name: value for name, value in changed.items() if name in plugin.takes})
     files = {**plugin.render(d), "steps.txt": "".join(f"{step}\n" for step in plugin.steps(d, "OUT"))}
     if "grafana/llmasos.json" in files:
         files["grafana/llmasos.json"] = files["grafana/llmasos.json"][:20]
     return files
 
 
+def cases() -> list[tuple[str, str]]:
+    """Return the targets, each with the names of what is rendered of it."""
+    return [(target, edge) for target in plugins.names("targets") for edge in (*EDGES, *MODES.get(target, {}))]
+
+
 if __name__ == "__main__":
     shutil.rmtree(FOLDER, ignore_errors=True)
-    for target in plugins.names("targets"):
-        for edge in EDGES:
-            for name, text in rendered(target, edge).items():
-                path = FOLDER / target / edge / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
+    for target, edge in cases():
+        for name, text in rendered(target, edge).items():
+            path = FOLDER / target / edge / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)

@@ -11,7 +11,7 @@ from llmasos.core import plugins
 from tiny import save_tiny
 
 
-def tuned(folder: Path, name: str) -> Path:
+def tuned(folder: Path, name: str, seed: int = 0) -> Path:
     """Write a tiny model that has learned a little of a task's sample; return its folder."""
     kind = plugins.load("tasks", name)
     task, rows = kind.sample()
@@ -19,6 +19,7 @@ def tuned(folder: Path, name: str) -> Path:
     llm.finetune(
         task, rows, epochs=2, batch_size=8, learning_rate=2e-3, output=folder / name, progress=False,
         allow_truncated=1.0, allow_unknown=1.0,
+        seed=seed,
     )  # fmt: skip
     return folder / name
 

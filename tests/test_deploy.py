@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from golden_targets import EDGES, FOLDER, deployment, rendered, save_light
+from golden_targets import FOLDER, cases, deployment, rendered, save_light
 from llmasos.core import plugins
 from llmasos.core.config import DeployConfig
 from llmasos.core.errors import BundleError, UsageError
@@ -30,13 +30,15 @@ CHANGED: dict[str, Any] = {
 }  # fmt: skip
 OWN: dict[str, dict[str, str]] = {
     "compose": {"keys": "./k", "scrape_key": "./s", "prometheus": "prom:1", "grafana": "grafana:1"},
-    "kubernetes": {"model": "registry/me/mine:1", "registry_secret": "login", "namespace": "ml", "callers": "web"},
-    "helm": {"model": "pvc:other", "namespace": "ml", "callers": "web"},
-    "kserve": {"model": "s3://bucket/mine", "namespace": "ml", "utilization": "50"},
+    "kubernetes": {"model": "registry/me/mine:1", "registry_secret": "login", "namespace": "ml", "callers": "web",
+                   "context": "staging"},
+    "helm": {"model": "pvc:other", "namespace": "ml", "callers": "web", "context": "staging"},
+    "kserve": {"model": "s3://bucket/mine", "namespace": "ml", "utilization": "50", "context": "staging",
+               "mode": "knative"},
     "sagemaker": {"role": "arn:aws:iam::1:role/other", "bucket": "s3://other", "invocations": "10"},
-    "azureml": {"deployment": "green", "at_once": "8", "workspace": "w", "group": "g"},
+    "azureml": {"deployment": "green", "at_once": "8", "workspace": "w", "group": "g", "subscription": "s"},
     "skypilot": {"cloud": "aws", "accelerator": "A100", "spot": "on", "requests": "2", "keys_file": "k.json"},
-    "ray": {"model": "/m", "keys_file": "/k.json", "requests": "2"},
+    "ray": {"model": "/m", "keys_file": "/k.json", "requests": "2", "route": "/mine", "address": "http://head:8265"},
     "systemd": {"program": "/usr/bin/llmasos", "model": "/m", "host": "0.0.0.0", "keys_file": "/k.json"},
 }  # fmt: skip
 
@@ -53,8 +55,7 @@ def job(name: str, **changed: Any) -> Job:
 # -- what is rendered ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize(("name", "edge"), cases())
 def test_a_target_renders_its_golden_files(name: str, edge: str) -> None:
     kept = FOLDER / name / edge
     there = {path.relative_to(kept).as_posix(): path.read_text() for path in kept.rglob("*") if path.is_file()}
@@ -74,7 +75,7 @@ def test_every_option_that_a_target_takes_changes_what_it_renders(name: str) -> 
 @pytest.mark.parametrize("name", sorted(OWN))
 def test_every_setting_of_a_target_changes_what_it_renders(name: str) -> None:
     target = plugins.load("targets", name)
-    assert {field.name for field in fields(target.settings)} - set(OWN[name]) <= {"registry_secret"}
+    assert {field.name for field in fields(target.settings)} - set(OWN[name]) <= {"registry_secret", "concurrency"}
     busy: dict[str, Any] = {"max_replicas": 5, "gpu": 1}
     settings = {"model": "registry/me/mine:0"} if name == "kubernetes" else {}
     before = [target.render(deployment(name, settings, **busy)), target.steps(deployment(name, settings, **busy), "o")]
@@ -103,9 +104,11 @@ def test_what_is_rendered_can_be_read_and_names_the_command_that_is_rehearsed(na
 def test_manifests_are_what_kubernetes_publishes(name: str) -> None:
     pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
     target = plugins.load("targets", name)
+    modes: list[dict[str, str]] = [{}, {"mode": "knative"}] if name == "kserve" else [{}]
     for more in ({}, {"max_replicas": 5, "gpu": 1}, {"weights": "inside"}):
-        found = target.validate(target.render(deployment(name, **more)))
-        assert found.problems == ()
+        for mode in modes:
+            found = target.validate(target.render(deployment(name, mode, **more)))
+            assert found.problems == ()
         assert "kubernetes-validate 1." in found.tool
 
 
@@ -128,14 +131,32 @@ def test_a_dockerfile_has_no_errors_by_hadolint() -> None:
     assert "Dockerfile" in target.validate({"Dockerfile": wrong}).problems[0]
 
 
-def test_a_composition_is_what_the_specification_says() -> None:
-    pytest.importorskip("compose_spec", reason="needs compose-spec")
+def test_docker_compose_itself_takes_the_composition() -> None:
     target = plugins.load("targets", "compose")
-    for more in ({}, {"gpu": 1, "weights": "inside"}):
+    if missing := target.validate(target.render(deployment("compose"))).missing:
+        pytest.skip(f"needs docker compose: {missing}")
+    for more in ({}, {"gpu": 1, "weights": "inside"}, {"light": True}):
         files = target.render(deployment("compose", **more))
         assert target.validate(files).problems == ()
-    wrong = files["compose.yaml"].replace("stop_grace_period: 55s", "stop_grace_period: soon")
-    assert "soon" in target.validate({"compose.yaml": wrong}).problems[0]
+    assert target.validate({"compose.yaml": rendered("compose", "large")["compose.yaml"]}).problems == ()
+    for right, wrong, told in (("stop_grace_period: 55s", "stop_grace_period: soon", "soon"),
+                               ("home:/var", "house:/var", "undefined volume house")):  # fmt: skip
+        (problem,) = target.validate({"compose.yaml": files["compose.yaml"].replace(right, wrong)}).problems
+        assert told in problem
+
+
+def test_azures_own_package_takes_the_definitions() -> None:
+    target = plugins.load("targets", "azureml")
+    for more in ({}, {"gpu": 1, "replicas": 3}):
+        files = target.render(deployment("azureml", **more))
+        found = target.validate(files)
+        if found.missing:
+            pytest.skip(f"needs azure-ai-ml: {found.missing}")
+        assert found.problems == ()
+        assert found.tool.startswith("azure-ai-ml 1.")
+    wrong = files["deployment.yml"].replace("instance_count", "instances")
+    (problem,) = target.validate({**files, "deployment.yml": wrong}).problems
+    assert "instances" in problem
 
 
 def test_helm_itself_takes_the_chart() -> None:
@@ -335,8 +356,8 @@ def test_the_verb_renders_and_tells_what_to_do(model: Path, tmp_path: Path, caps
 def test_apply_names_the_places_own_commands(model: Path, capsys: Any) -> None:
     from llmasos.cli import main
 
-    assert main(["deploy", "kubernetes", str(model), "--apply"]) == 2
-    assert "kubectl apply -f DIR" in capsys.readouterr().err
+    assert main(["deploy", "helm", str(model), "--apply"]) == 2
+    assert "helm upgrade --install my-model-v2 DIR" in capsys.readouterr().err
     assert main(["deploy", "kubernetes", str(model)]) == 2
     assert "--render DIR" in capsys.readouterr().err
 

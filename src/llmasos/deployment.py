@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -239,24 +239,35 @@ def apply(job: Job, *, patience: float = PATIENCE) -> Generator[Event, None, Sta
     Raises:
         UsageError: the target is not applied from here, or the name is taken.
         RemoteError: the place cannot be reached, or refuses.
-        DeploymentError: it did not get ready; nothing of it is left.
+        DeploymentError: it did not get ready; nothing of it is left, and what was in service before it still is.
     """
-    target, d = job.target, job.deployment
     files = yield from checked(job)
+    target, d = job.target, located(job).deployment
     path = _memory(d.name)
     if path.is_file() and (old := placed(d.name)).target != target.name:
         raise UsageError(f"{d.name} is in {old.target} already", hint=f"llmasos deploy rm {d.name}, or another --name")
+    before = target.there(d.name, d.region)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_json(path, asdict(Placed(d.name, target.name, d.region)))
     yield from target.apply(d, files)
     try:
         now = yield from awaited(target, d, patience)
-    except DeploymentError:
+    except DeploymentError as error:
+        if before:
+            yield Note(f"back to what {d.name} was", "warning")
+            yield from target.apply(d, before)
+            raise DeploymentError(f"{error.message}\nwhat was there before is back", hint=error.hint) from error
         yield Note(f"removing {d.name}", "warning")
         removed(placed(d.name))
         raise
     yield from target.finish(d, files)
     return now
+
+
+def located(job: Job) -> Job:
+    """Return a job whose deployment knows the part of the place that it goes to."""
+    d = job.deployment
+    return job._replace(deployment=replace(d, region=job.target.where(d)))
 
 
 def checked(job: Job) -> Generator[Event, None, dict[str, str]]:
@@ -298,11 +309,13 @@ def awaited(target: Target, d: Deployment, patience: float) -> Generator[Event, 
     """
     until, told = time.monotonic() + patience, ""
     while (now := target.state(d.name, d.region)) is None or not now.ready:
+        why = now.why if now is not None else ""
         if now is not None and now.word != told:
             told = now.word
             yield Note(f"{d.name}: {told}")
         if (now is not None and now.failed) or time.monotonic() > until:
-            why = now.why if now is not None and now.failed else f"not ready within {patience:g} s"
+            if now is None or not now.failed:
+                why = f"not ready within {patience:g} s" + (f"; {why}" if why else "")
             last = "".join(f"\n  {line[:300]}" for line in list(target.logs(d.name, d.region))[-12:])
             raise DeploymentError(f"{d.name} never got ready: {why}\nthe end of its log:{last or ' (nothing)'}",
                                   hint="--rehearse runs the same here")  # fmt: skip

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .core.errors import DeploymentError, LLMasOSError, RemoteError, UsageError
 from .core.events import Event, Note
-from .deployment import PATIENCE, Job, Placed, awaited, checked, pause, placed
+from .deployment import PATIENCE, Job, Placed, awaited, checked, located, pause, placed
 from .expected import Expected
 from .targets.base import Counted, Health, State
 
@@ -54,10 +54,11 @@ def release(job: Job, share: float, watch: float, *, patience: float = PATIENCE)
         RemoteError: the place cannot be reached, or refuses.
         DeploymentError: the new version does not answer as it must; the old one has all requests again.
     """
-    target, d = job.target, job.deployment
-    _check(target.name, target.canary)
+    _check(job.target.name, job.target.canary)
     files = yield from checked(job)
     expected = Expected(job.folder, precision=job.precision())
+    job = located(job)
+    target, d = job.target, job.deployment
     where = placed(d.name)
     if (where.target, where.region) != (target.name, d.region):
         raise UsageError(f"{d.name} is in {where.target}, region {where.region}", hint="release it where it is")
@@ -66,6 +67,7 @@ def release(job: Job, share: float, watch: float, *, patience: float = PATIENCE)
         yield from awaited(target, d, patience)
         yield from target.finish(d, files)
         yield from _golden(job, expected)
+        target.send(d.name, d.region, share)
         health = yield from _watched(job, share, watch)
     except DeploymentError as error:
         yield Note(f"back to the old version of {d.name}", "warning")

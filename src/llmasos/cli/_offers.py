@@ -59,6 +59,6 @@ def _line(one: Any) -> tuple[str, ...]:
     name, hour = f"{one.instance.name} ({one.instance.cloud})", f"{one.instance.price:.3f}"
     if not one.fits:
         return name, hour, f"{memory}: too little", "", "", "", ""
-    held = "arithmetic" if one.bound_by == "compute" else "memory"
+    held = {"compute": "arithmetic"}.get(one.bound_by, one.bound_by)
     share = f"{one.share:.0%}{'*' if one.share_from.startswith('measured') else ''}"
     return name, hour, memory, f"{one.expected:,.0f}", held, f"{one.per_million:,.4f}", share

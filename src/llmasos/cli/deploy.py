@@ -23,6 +23,9 @@ llmasos deploy kubernetes my-model --rehearse
 llmasos deploy sagemaker my-model --render aws --set role=arn:aws:iam::123456789012:role/serve --set bucket=s3://models
 llmasos deploy sagemaker my-model --apply --image REGISTRY/llmasos:1 --set bucket=s3://models --set role=ARN
 llmasos deploy sagemaker my-model --apply --canary 10% --image REGISTRY/llmasos:2 --set bucket=s3://m --set role=ARN
+llmasos deploy azureml my-model --apply --image REGISTRY/llmasos:1 --set group=mine --set workspace=lab
+llmasos deploy kubernetes my-model --apply --image REGISTRY/llmasos:1 --set model=REGISTRY/models/my-model:1
+llmasos deploy kserve my-model --apply --canary 10% --set mode=knative --set model=s3://models/my-model-2
 llmasos deploy status my-model
 llmasos deploy rm my-model
 llmasos deploy systemd my-model-onnx-int8 --render . --cpus 4 --port 8080

@@ -6,6 +6,8 @@ import base64
 import json
 import os
 from collections.abc import Iterable
+from configparser import ConfigParser
+from configparser import Error as ConfigError
 from pathlib import Path
 
 from .errors import UsageError
@@ -57,6 +59,51 @@ def azureml_model() -> Path:
     if not named:
         raise UsageError("AZUREML_MODEL_DIR is not set", hint="deploy with a model, or name it: llmasos serve MODEL")
     return Path(named)
+
+
+def azure(section: str, name: str) -> str:
+    """Return a setting of Azure's own tools: ``AZURE_DEFAULTS_GROUP``, or ``group`` below ``defaults`` as az keeps it.
+
+    Raises:
+        UsageError: az's file of settings is damaged.
+    """
+    if named := os.environ.get(f"AZURE_{section}_{name}".upper(), "").strip():
+        return named
+    return azure_file("config").get(section, name, fallback="").strip()
+
+
+def azure_file(name: str) -> ConfigParser:
+    """Return a file of az's settings; empty where there is none.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    found, path = ConfigParser(interpolation=None), _azure_folder() / name
+    try:
+        found.read(path, encoding="utf-8")
+    except (ConfigError, UnicodeError) as error:
+        raise UsageError(f"{path} is damaged", hint="az config set writes it") from error
+    return found
+
+
+def azure_subscription() -> str:
+    """Return the subscription that Azure's own tools are set to: ``AZURE_SUBSCRIPTION_ID``, or that of ``az account``.
+
+    Raises:
+        UsageError: az's file of accounts is damaged.
+    """
+    if named := os.environ.get("AZURE_SUBSCRIPTION_ID", "").strip():
+        return named
+    path = _azure_folder() / "azureProfile.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8-sig"))["subscriptions"] if path.exists() else []
+        return next((str(one["id"]) for one in known if one.get("isDefault")), "")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is damaged", hint="az login writes it") from error
+
+
+def _azure_folder() -> Path:
+    return Path(os.environ.get("AZURE_CONFIG_DIR", "").strip() or "~/.azure").expanduser()
 
 
 def _port(text: str, usual: int) -> int:
@@ -133,6 +180,20 @@ def quieten_ray() -> None:
     """Keep Ray from reporting to its makers and from talking on the terminal, unless the user has said otherwise."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+def ray_dashboard() -> str:
+    """Return where a Ray cluster's dashboard is, as Ray's own commands find it."""
+    names = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "http://127.0.0.1:8265")
+
+
+def ray_token() -> str | None:
+    """Return the token of a Ray cluster, where ``RAY_AUTH_MODE`` asks for one, as Ray's own commands find it."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return None
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else None)
 
 
 def one_entrance() -> None:

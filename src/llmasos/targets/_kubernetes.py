@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ class Settings(Config):
                                "pvc:NAME-model if not given")  # fmt: skip
     registry_secret: str | None = option(None, "name of the secret with docker's config.json, for that reference")
     namespace: str | None = option(None, "namespace; the one that kubectl is in if not given")
+    context: str | None = option(None, "context of the kubeconfig; the one that kubectl is in if not given")
     callers: str | None = option(None, "namespaces that may ask, with commas; its own alone if not given")
 
 
@@ -77,9 +79,10 @@ def validated(files: Mapping[str, str]) -> Validated:
     return Validated(f"kubernetes-validate {tool.__version__}, for Kubernetes {VERSION}", tuple(problems))
 
 
-def within(d: Deployment) -> str:
-    """Return kubectl's option for the namespace."""
-    return f" --namespace {d.own.namespace}" if getattr(d.own, "namespace", None) else ""
+def within(d: Deployment, context: str = "--context") -> str:
+    """Return the options of a command for the context and the namespace."""
+    given = ((context, d.own.context), ("--namespace", d.own.namespace))
+    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given if value)
 
 
 def secret(d: Deployment) -> str:
@@ -91,7 +94,7 @@ def secret(d: Deployment) -> str:
 def metadata(d: Deployment, name: str = "") -> dict[str, Any]:
     """Return an object's name and labels."""
     out: dict[str, Any] = {"name": name or d.name, "labels": {**selector(d), "app.kubernetes.io/version": d.version}}
-    return {"namespace": d.own.namespace} | out if getattr(d.own, "namespace", None) else out
+    return {"namespace": d.own.namespace} | out if d.own.namespace else out
 
 
 def selector(d: Deployment) -> dict[str, str]:
@@ -133,9 +136,9 @@ def volumes(d: Deployment) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return own, mounts
 
 
-def probe(path: str, every: int, patience: int, failures: int) -> dict[str, Any]:
+def probe(path: str, every: int, patience: int, failures: int, port: str | int = "http") -> dict[str, Any]:
     """Return a probe."""
-    get = {"path": path, "port": "http"}
+    get = {"path": path, "port": port}
     return {"httpGet": get, "periodSeconds": every, "timeoutSeconds": patience, "failureThreshold": failures}
 
 

@@ -174,7 +174,7 @@ class Contract:
         module: what is run with the words.
         files: texts that the words name, by their paths.
         copies: what runs side by side there; one is killed under load, then a machine.
-        root: a folder of this machine that is the whole disk of the server, which is its program ``llmasos``: an
+        root: a folder of this machine that is the whole disk of the server, which is its program ``module``: an
             image's own; None where the server is this package.
         rolls: whether the place puts another server in its place while it is asked.
         handed: whether the place listens itself, and hands over its socket to one server after the other.
@@ -302,6 +302,18 @@ class Target(ABC):
     extra: ClassVar[str] = ""
     """The extra that brings them."""
 
+    def where(self, deployment: Deployment) -> str | None:
+        """Return the part of the place that a deployment goes to, by which it is found again, however it is called."""
+        return deployment.region
+
+    def there(self, name: str, region: str | None) -> Mapping[str, str]:
+        """Return the files of what ``apply`` lets stand until the next is ready; none where it does not, or nothing is.
+
+        When the next never gets ready, they are applied again.
+        """
+        del name, region
+        return {}
+
     def apply(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
         """Put there what was rendered; it need not be ready yet.
 
@@ -353,6 +365,10 @@ class Target(ABC):
         """
         del name, region, path, body
         raise self._refusal("a release")
+
+    def send(self, name: str, region: str | None, share: float) -> None:
+        """Send the new version, which has answered as it must, its share, where it has none from its begin."""
+        del name, region, share
 
     def watch(self, name: str, region: str | None) -> Health:
         """Count what the two versions were sent, and what they failed to answer, since the release began."""

@@ -56,7 +56,7 @@ class Helm(Target):
         """Bring keys, and install."""
         return [
             secret(deployment),
-            f"helm upgrade --install{within(deployment)} {deployment.name} {shlex.quote(folder)}",
+            f"helm upgrade --install{within(deployment, '--kube-context')} {deployment.name} {shlex.quote(folder)}",
         ]
 
     def contract(self, deployment: Deployment) -> Contract:

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..core.config import Config, option
-from ._kubernetes import CLOSED, PERSON, TAKES, environment, metadata, probes, resources, secret, volumes, within
-from ._server import DRAIN, PAUSE, SLACK, as_yaml, of_container, words
-from .base import Contract, Deployment, Target, Validated
+from ..core.errors import UsageError
+from ..core.events import Event
+from ._kubernetes import (
+    CLOSED,
+    PERSON,
+    TAKES,
+    environment,
+    metadata,
+    probe,
+    probes,
+    resources,
+    secret,
+    volumes,
+    within,
+)
+from ._server import DRAIN, OPENING, PAUSE, SLACK, as_yaml, of_container, words
+from .base import Contract, Deployment, Health, State, Target, Validated
 
 PLACE, PORT = "/mnt/models", 8080
 """Where KServe puts a model, and where it looks for the server."""
 READY, LIVE = "/v2/health/ready", "/v2/health/live"
+MODE = "serving.kserve.io/deploymentMode"
+
+
+STANDARD, KNATIVE = "standard", "knative"
+"""KServe's two modes: a plain Deployment, or one of Knative, once called Serverless, which can split requests."""
+CONCURRENCY, UTILIZATION = 16, 70
+ALONE = ("runAsNonRoot", "runAsUser", "runAsGroup", "seccompProfile")
+"""What of a pod's person Knative takes for a container alone."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +45,28 @@ class Settings(Config):
 
     model: str | None = option(None, "where KServe fetches the model: s3://..., gs://..., pvc://CLAIM/FOLDER, ...; "
                                "pvc://NAME-model if not given")  # fmt: skip
+    mode: str = option(STANDARD, "what KServe makes of it: a plain Deployment, or a service of Knative, which has "
+                       "releases", choices=(STANDARD, KNATIVE))  # fmt: skip
     namespace: str | None = option(None, "namespace; the one that kubectl is in if not given")
-    utilization: int = option(70, "percent of its cores at which a copy is added", least=1, most=100)
+    context: str | None = option(None, "context of the kubeconfig; the one that kubectl is in if not given")
+    utilization: int | None = option(None, "percent of its cores at which a copy is added, in mode standard; 70 if not "
+                                     "given", least=1, most=100)  # fmt: skip
+    concurrency: int | None = option(None, "requests at once of a copy at which one is added, in mode knative; 16 if "
+                                     "not given", least=1)  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        idle = "concurrency" if self.mode == STANDARD else "utilization"
+        if getattr(self, idle) is not None:
+            raise UsageError(f"{idle} does nothing in mode {self.mode}", hint=f"leave {idle} out, or another mode")
 
 
 class KServe(Target):
     """Two objects, as ``kubectl apply`` takes them where KServe is installed."""
+
+    applies = canary = True
+    requires = ("kubernetes",)
+    extra = "kubernetes"
 
     name = "kserve"
     about = "an inference service of KServe, by the Open Inference Protocol"
@@ -42,6 +80,79 @@ class KServe(Target):
     def steps(self, deployment: Deployment, folder: str) -> list[str]:
         """Bring keys, and apply."""
         return [secret(deployment), f"kubectl apply{within(deployment)} -f {shlex.quote(folder)}"]
+
+    def where(self, deployment: Deployment) -> str:
+        """Return namespace and context; see ``Target.where``."""
+        from ._cluster import where
+
+        return where(deployment)
+
+    def there(self, name: str, region: str | None) -> Mapping[str, str]:
+        """Return the files of the version that is there; see ``Target.there``."""
+        from ._kserve import there
+
+        return there(name, region)
+
+    def apply(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
+        """Put runtime and service there; see ``Target.apply``."""
+        from ._kserve import put
+
+        yield from put(deployment, files)
+
+    def finish(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
+        """Remove the version that was replaced; see ``Target.finish``."""
+        from ._kserve import finish
+
+        del files
+        yield from finish(deployment.name, deployment.region)
+
+    def state(self, name: str, region: str | None) -> State | None:
+        """Return how the service is; see ``Target.state``."""
+        from ._kserve import state
+
+        return state(name, region)
+
+    def logs(self, name: str, region: str | None) -> Iterator[str]:
+        """Yield what the pods have written; see ``Target.logs``."""
+        from ._kserve import read
+
+        yield from read(name, region)
+
+    def remove(self, name: str, region: str | None) -> Iterator[str]:
+        """Remove the service and its runtimes; see ``Target.remove``."""
+        from ._kserve import remove
+
+        yield from remove(name, region)
+
+    def begin(self, deployment: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
+        """Put the new version beside the old one; see ``Target.begin``."""
+        from ._kserve_release import begin
+
+        yield from begin(deployment, files, share)
+
+    def ask(self, name: str, region: str | None, path: str, body: Any) -> Any:
+        """Ask a pod of the new version; see ``Target.ask``."""
+        from ._kserve_release import ask
+
+        return ask(name, region, path, body)
+
+    def watch(self, name: str, region: str | None) -> Health:
+        """Read what the servers have counted; see ``Target.watch``."""
+        from ._kserve_release import watch
+
+        return watch(name, region)
+
+    def promote(self, name: str, region: str | None) -> Iterator[Event]:
+        """Give all requests to the new version; see ``Target.promote``."""
+        from ._kserve_release import promote
+
+        yield from promote(name, region)
+
+    def back(self, name: str, region: str | None) -> Iterator[Event]:
+        """Give all requests to the old version; see ``Target.back``."""
+        from ._kserve_release import back
+
+        yield from back(name, region)
 
     def contract(self, deployment: Deployment) -> Contract:
         """Return what KServe does with a pod of it."""
@@ -70,6 +181,8 @@ def _runtime(d: Deployment) -> dict[str, Any]:
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}], "resources": resources(d),
         **probes(READY, LIVE), "securityContext": CLOSED, "volumeMounts": mounts,
     }  # fmt: skip
+    if d.own.mode == KNATIVE:
+        container = _of_knative(container)
     return {
         "apiVersion": "serving.kserve.io/v1alpha1", "kind": "ServingRuntime", "metadata": metadata(d),
         "spec": {
@@ -79,19 +192,39 @@ def _runtime(d: Deployment) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _of_knative(container: dict[str, Any]) -> dict[str, Any]:
+    """Return a container as Knative takes it: it ends pods itself, and a port's name says what is spoken there.
+
+    https://github.com/knative/serving/blob/main/pkg/apis/serving/fieldmask.go
+    """
+    live, ready = (probe(path, every, patience, failures, PORT) for path, every, patience, failures in
+                   ((LIVE, 10, 5, 6), (READY, 5, 2, 3)))  # fmt: skip
+    changed = {
+        "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}], "readinessProbe": ready,
+        "livenessProbe": {"initialDelaySeconds": OPENING, **live},
+        "securityContext": {**CLOSED, **{name: PERSON[name] for name in ALONE}},
+    }  # fmt: skip
+    gone = ("startupProbe", "lifecycle")
+    return {name: changed.get(name, value) for name, value in container.items() if name not in gone}
+
+
 def _service(d: Deployment) -> dict[str, Any]:
     model = {
         "modelFormat": {"name": "llmasos", "version": "1"}, "runtime": d.name, "protocolVersion": "v2",
         "storageUri": d.own.model or f"pvc://{d.name}-model",
     }  # fmt: skip
+    closed = {"automountServiceAccountToken": False, "enableServiceLinks": False}
+    if d.own.mode == KNATIVE:
+        mode, scale = "Knative", {"scaleMetric": "concurrency", "scaleTarget": d.own.concurrency or CONCURRENCY}
+        pod: dict[str, Any] = closed
+    else:
+        mode, scale = "Standard", {"scaleMetric": "cpu", "scaleTarget": d.own.utilization or UTILIZATION}
+        pod = {"terminationGracePeriodSeconds": PAUSE + DRAIN + SLACK, **closed, "securityContext": PERSON}
     return {
         "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
-        "metadata": {**metadata(d), "annotations": {"serving.kserve.io/deploymentMode": "Standard"}},
+        "metadata": {**metadata(d), "annotations": {MODE: mode}},
         "spec": {"predictor": {
-            "minReplicas": d.replicas, "maxReplicas": d.max_replicas, "scaleMetric": "cpu",
-            "scaleTarget": d.own.utilization, "terminationGracePeriodSeconds": PAUSE + DRAIN + SLACK,
-            "automountServiceAccountToken": False, "enableServiceLinks": False, "securityContext": PERSON,
-            "model": model,
+            "minReplicas": d.replicas, "maxReplicas": d.max_replicas, **scale, **pod, "model": model,
         }},
     }  # fmt: skip
 
