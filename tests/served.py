@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -22,12 +23,13 @@ class Server(NamedTuple):
     desk: Any
     http: httpx2.Client
     app: Any
+    process: Any
 
 
 @contextmanager
 def serving(
     models: Mapping[str, Path], *, adapters: Mapping[str, Path] | None = None, guard: Any = None, watch: Any = None,
-    pinned: tuple[str, ...] = (), **options: Any,
+    pinned: tuple[str, ...] = (), handed: socket.socket | None = None, **options: Any,
 ) -> Iterator[Server]:  # fmt: skip
     """Serve model folders until the block ends; ``watch`` makes of a desk what watches it."""
     from llmasos import LLM
@@ -42,7 +44,7 @@ def serving(
     )
     desk = desk_of(opened, config, pinned, over)
     told = watch(desk) if watch else None
-    server = _Uvicorn(server_config(desk, guard or Guard(), version="test", watch=told, **_tls(config)), desk)
+    server = _Uvicorn(server_config(desk, guard or Guard(), version="test", watch=told, **_tls(config)), desk, handed)
     listening, failed = threading.Event(), []
 
     async def whole() -> None:
@@ -64,7 +66,7 @@ def serving(
     assert listening.wait(60)
     assert not failed, failed
     with httpx2.Client(base_url=server.url, timeout=60) as http:
-        yield Server(server.url, desk, http, server.config.app)
+        yield Server(server.url, desk, http, server.config.app, server)
     server.should_exit = True
     thread.join(30)
     assert not thread.is_alive()

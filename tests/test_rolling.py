@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ import pytest
 from llmasos.core import environment
 from llmasos.core.children import handing
 from llmasos.core.forwarding import Forwarder
+from llmasos.serving.connections import Patient
+from served import serving
 from served_models import tuned
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows hands no sockets over")
@@ -40,6 +43,32 @@ def handed(listener: socket.socket, *words: str, home: Path, count: int = 1) -> 
             yield process
         finally:
             process.kill()
+
+
+def test_a_request_that_was_read_before_the_server_is_told_to_stop_is_answered(model: Path, monkeypatch: Any) -> None:
+    body, read = {"inputs": "a good day"}, Patient.on_headers_complete
+    with serving({"mood": model}) as server:
+
+        def told(connection: Patient) -> None:
+            read(connection)
+            server.process.handle_exit(signal.SIGTERM, None)  # as a signal comes: between any two steps of the loop
+
+        monkeypatch.setattr(Patient, "on_headers_complete", told)
+        answer = server.http.post("/v1/classify", json=body)
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+
+
+def test_what_was_taken_from_a_handed_socket_just_then_is_answered_too(model: Path, monkeypatch: Any) -> None:
+    made = Patient.connection_made
+    with socket.create_server(("127.0.0.1", 0)) as listener, serving({"mood": model}, handed=listener) as server:
+
+        def told(connection: Patient, transport: Any) -> None:
+            server.process._drain(time.monotonic() + 30)  # a step before, where it is not yet among the connections
+            made(connection, transport)
+
+        monkeypatch.setattr(Patient, "connection_made", told)
+        answer = server.http.post("/v1/classify", json={"inputs": "a good day"})
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
 
 
 @pytest.mark.slow

@@ -375,6 +375,7 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(config)
         self._desk, self._handed = desk, handed
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._told = False
         self._draining: asyncio.Future[None] | None = None
 
     async def startup(self, sockets: Any = None) -> None:
@@ -391,24 +392,27 @@ class _Uvicorn(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to drain; the handler of a signal may not do more than tell the loop."""
         del sig, frame
-        if self._loop is None or self._desk.draining:
+        if self._loop is None or self._told:
             self.should_exit = self.force_exit = True
         else:
-            self._desk.draining = True
+            self._told = True
             until = time.monotonic() + self._desk.config.drain  # the loop may be busy for a while
             self._loop.call_soon_threadsafe(self._drain, until)
 
     def _drain(self, until: float) -> None:
+        self._desk.draining = True
         if self._handed:
             for server in self.servers:
                 server.close()
-        connections = {one for one in self.server_state.connections if isinstance(one, Patient)}
-        for connection in connections:
+            kind: type[Patient] = self.config.http_protocol_class  # type: ignore[assignment]
+            kind.ends = True  # also of a connection that was taken from the socket just now, and comes in the next step
+        for connection in self._connections():
             connection.end()
         rested = min(until, time.monotonic() + RESTING)
 
         async def end() -> None:
-            while self._at_rest(connections) and time.monotonic() < rested:
+            await asyncio.sleep(0)
+            while any(one.ends and one.rests for one in self._connections()) and time.monotonic() < rested:
                 await asyncio.sleep(0.05)
             if not await self._desk.drained(until):  # what is left is told so
                 await asyncio.get_running_loop().run_in_executor(None, self._desk.close)
@@ -416,8 +420,8 @@ class _Uvicorn(uvicorn.Server):
 
         self._draining = asyncio.ensure_future(end())
 
-    def _at_rest(self, connections: set[Patient]) -> bool:
-        return any(one.rests for one in connections & self.server_state.connections)
+    def _connections(self) -> list[Patient]:
+        return [one for one in self.server_state.connections if isinstance(one, Patient)]
 
 
 def server_config(

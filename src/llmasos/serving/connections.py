@@ -69,6 +69,7 @@ class Patient(HttpToolsProtocol):
         self.ends = True
         if self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
+            self.cycle.scope["state"]["ends"] = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
