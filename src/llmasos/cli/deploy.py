@@ -22,11 +22,13 @@ llmasos deploy kubernetes my-model --render manifests --replicas 2 --max-replica
 llmasos deploy kubernetes my-model --rehearse
 llmasos deploy sagemaker my-model --render aws --set role=arn:aws:iam::123456789012:role/serve --set bucket=s3://models
 llmasos deploy sagemaker my-model --apply --image REGISTRY/llmasos:1 --set bucket=s3://models --set role=ARN
-llmasos deploy sagemaker my-model --apply --canary 10% --image REGISTRY/llmasos:2 --set bucket=s3://m --set role=ARN
+llmasos deploy sagemaker new --name my-model --apply --canary 10% --image R/llmasos:1 --set bucket=s3://m --set role=ARN
 llmasos deploy azureml my-model --apply --image REGISTRY/llmasos:1 --set group=mine --set workspace=lab
 llmasos deploy kubernetes my-model --apply --image REGISTRY/llmasos:1 --set model=REGISTRY/models/my-model:1
-llmasos deploy kserve my-model --apply --canary 10% --set mode=knative --set model=s3://models/my-model-2
+llmasos deploy kserve my-model --apply --image REGISTRY/llmasos:1 --set mode=knative --set model=s3://models/my-model
+llmasos deploy ray my-model --apply --set address=http://head:8265 --set model=/srv/models/my-model
 llmasos deploy status my-model
+llmasos deploy promote my-model
 llmasos deploy rm my-model
 llmasos deploy systemd my-model-onnx-int8 --render . --cpus 4 --port 8080
 """
@@ -40,7 +42,7 @@ def run(
             metavar="|".join(plugins.names("targets")), help="the place; or status, logs, rm, promote or back"
         ),
     ],
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model or an export; for the others a name")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model or an export; for the others a deployment")],
     *,
     render: Annotated[str | None, typer.Option(metavar="DIR", help="write the place's files into this folder")] = None,
     rehearse: Annotated[
@@ -52,11 +54,14 @@ def run(
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
-    """Deploy a model: render the files of a place, and rehearse what the place does with them.
+    """Deploy a model: render the files of a place, rehearse what the place does with them, put it there.
 
     Files are written to be kept and edited: one that was edited since is shown as a difference and stays. A rehearsal
     starts the server as the place would, asks it as the place does, also under load, and stops it; every answer is
     compared with the model's golden rows. Options of the place itself are given with --set.
+
+    With --apply it is put there; then status, logs and rm find it by its name. With --canary it is tried beside the
+    version that is there, for the time of --watch; promote or back end that earlier.
     """
     if target in ACTIONS:
         if render or rehearse or apply or options or settings:
