@@ -74,7 +74,7 @@ def run(
     if not apply and RELEASE & set(options):
         raise UsageError("a share of the requests is for what is put there", hint="--apply --canary 10%")
     if not (render or rehearse or apply):
-        raise UsageError("nothing to do", hint="--render DIR writes the files, --rehearse runs the contract")
+        raise UsageError("nothing to do", hint="--render DIR, --rehearse or --apply")
     from ..deployment import render as rendering
     from ..deployment import settled
     from ..llm import LLM

@@ -185,11 +185,11 @@ CMD {cmd}
 """
 
 
-def build(deployment: Deployment, folder: str) -> str:
-    """Return the command that builds the image."""
+def build(deployment: Deployment, folder: str, how: str = "") -> str:
+    """Return the command that builds the image; ``how`` are more words for it."""
     d, quote = deployment, shlex.quote
     context = f" --build-context model={quote(d.model)}" if d.inside or d.light else ""
-    return f"docker build --tag {quote(d.image)}{context} {quote(folder)}"
+    return f"docker build{how} --tag {quote(d.image)}{context} {quote(folder)}"
 
 
 def keys(folder: str) -> str:

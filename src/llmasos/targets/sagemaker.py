@@ -21,6 +21,8 @@ ROOT, PORT = "/opt/ml", 8080
 """Where SageMaker puts things, and where it looks for the server."""
 PING, HEALTHY, ACCEPT, ANSWER, GRACE = 2.0, 240, 0.25, 60.0, 30.0
 """Seconds that SageMaker gives an answer of ``/ping``, the start, a connection, an answer, and the end."""
+PLAIN = " --provenance=false --output type=docker"
+"""How an image is built that has no OCI manifest, which SageMaker refuses."""
 ENVIRONMENT = {"LLMASOS_BEHIND": "sagemaker", "LLMASOS_HOME": "/tmp/llmasos", "HF_HUB_OFFLINE": "1"}
 
 
@@ -56,7 +58,7 @@ class SageMaker(Target):
         d, url = deployment, _archive(deployment)
         aws = f"aws --region {quote(d.region)}" if d.region else "aws"
         out = [
-            build(d, folder), f"docker push {quote(d.image)}",
+            build(d, folder, PLAIN), f"docker push {quote(d.image)}",
             f"tar --create --gzip --exclude=./run --directory {quote(d.model)} . | {aws} s3 cp - {quote(url)}",
             *(f"{aws} sagemaker create-{name} --cli-input-json file://{quote(folder)}/{name}.json"
               for name in ("model", "endpoint-config", "endpoint")),
