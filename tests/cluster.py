@@ -289,7 +289,8 @@ def of_pod(state: Cluster, request: Any, named: list[str], query: Any, body: byt
         text = state.logs.get((name, query["container"][0], query["previous"][0] == "true"))
         if text is None:
             return 400, "container is waiting to start"
-        request.answer(200, text, "text/plain")
+        last = text.splitlines(keepends=True)[-int(query["tailLines"][0]) :]
+        request.answer(200, "".join(last), "text/plain")
         return None
     assert port.isdigit()
     headers = {key: value for key, value in request.headers.items() if key.lower() in ("x-api-key", "content-type")}

@@ -122,6 +122,10 @@ def other_activation(folder: Path) -> None:
     _change(folder, hidden_act="relu")
 
 
+def default_activation(folder: Path) -> None:
+    _change(folder, hidden_act=None)
+
+
 def other_epsilon(folder: Path) -> None:
     _change(folder, layer_norm_eps=0.5)
 
@@ -163,6 +167,7 @@ def saved(tmp_path_factory):
 BROKEN = [
     wrong_weight,
     other_activation,
+    default_activation,
     other_epsilon,
     no_size,
     another_version,

@@ -102,8 +102,10 @@ def test_the_next_one_takes_its_place_when_it_is_ready_and_the_same_model_is_sen
     result_of(apply(job(model)))
     sent = dict(azure.blobs)
     azure.blobs.clear()
+    azure.things["onlineEndpoints/mine"]["properties"]["publicNetworkAccess"] = "Disabled"
     result_of(apply(job(model, image="registry/llmasos:2")))
     assert (azure.images(), azure.shares(), azure.blobs) == ({"green": "registry/llmasos:2"}, {"green": 100}, {})
+    assert azure.things["onlineEndpoints/mine"]["properties"]["publicNetworkAccess"] == "Disabled"
     assert kinds(azure) == ["environments", "models", "onlineEndpoints", "onlineEndpoints"]
     azure.blobs |= sent
     result_of(apply(job(model)))
@@ -136,6 +138,14 @@ def test_what_answered_before_goes_on_where_the_next_never_gets_ready(azure, mod
         result_of(apply(job(model, image="registry/llmasos:2"), patience=0.3))
     assert (azure.images(), azure.shares()) == ({"blue": "registry/llmasos:1"}, {"blue": 100})
     assert kinds(azure) == ["environments", "models", "onlineEndpoints", "onlineEndpoints"]
+
+
+def test_why_the_next_never_gets_ready_is_told_also_where_nothing_can_be_put_back(azure, model):
+    result_of(apply(job(model)))
+    azure.gives_up["green"] = ("ResourceNotReady", "User container has crashed")
+    azure.refuses.append(("DELETE", "deployments/green$", 403, "AuthorizationFailed", "not yours to delete"))
+    with pytest.raises(DeploymentError, match=r"has crashed(.|\n)*could not be put back: (.|\n)*not yours to delete"):
+        result_of(apply(job(model, image="registry/llmasos:2")))
 
 
 def test_what_was_broken_off_is_found_and_goes_on(azure, model, monkeypatch, capsys):
@@ -175,6 +185,7 @@ def test_a_name_that_others_have_is_not_taken_from_them(azure, model):
     ((400, "OutOfQuota", "Not enough quota available for Standard_DS3_v2"), RemoteError, r"refuses.*\n.*larger quota"),
     ((400, "BadArgument", "The VM size Standard_X is not available in westeurope"), UsageError, "no such machine"),
     ((500, "InternalServerError", "try later"), RemoteError, "refuses.*try later"),
+    ((503, "ServiceUnavailable", "The service is not available"), RemoteError, "refuses.*is not available"),
 ])  # fmt: skip
 def test_what_azure_refuses_is_told(azure, model, monkeypatch, refusal, kind, told):
     monkeypatch.setattr("llmasos.targets._azure.RETRIES", 0)

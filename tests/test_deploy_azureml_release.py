@@ -57,6 +57,8 @@ def test_a_good_version_answers_its_golden_rows_takes_all_and_the_next_takes_its
     azure.scored.clear()
     new, shares = job(tuned_model, image=NEW, canary="10%", watch="1s"), {}
     for event in release(new, 0.1, 0.1):
+        if "golden rows answered by the new version" in str(event):
+            assert azure.shares() == {"blue": 100}
         if "of the requests go to the new" in str(event):
             shares = azure.shares()
             azure.counted |= {("blue", "200", "200"): 891, ("blue", "424", "500"): 9, ("green", "200", "200"): 98}

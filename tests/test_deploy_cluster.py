@@ -100,6 +100,10 @@ def test_manifests_are_put_there_looked_at_and_removed(there, model, capsys):
     assert (told["target"], told["region"], told["state"]["ready"]) == ("kubernetes", f"{NAMESPACE}@{CONTEXT}", True)
     assert main(["deploy", "logs", "mine"]) == 0
     assert capsys.readouterr().out == "mine-0: serving as 0\nmine-1: serving as 1\n"
+    there.logs["mine-0", "llmasos", False] = "".join(f"line {number}\n" for number in range(2000))
+    assert main(["deploy", "logs", "mine"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert (len(said), said[0]) == (1001, "mine-0: line 1000")
     there.add("Service", "others", metadata={"labels": {"app.kubernetes.io/instance": "mine"}})
     assert main(["deploy", "rm", "mine"]) == 0
     assert "removed Deployment mine" in capsys.readouterr().err

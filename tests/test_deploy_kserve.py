@@ -344,6 +344,8 @@ def test_a_release_needs_something_to_stand_beside_and_the_means(there, model, m
     result_of(apply(job(model, mode="standard")))
     with pytest.raises(UsageError, match=r"in its Knative mode alone(.|\n)*--set mode=knative"):
         result_of(release(job(model, mode="standard", image=NEW), 0.1, 1))
+    with pytest.raises(UsageError, match="KServe divides requests by whole percents"):
+        result_of(release(job(model, image=NEW), 0.005, 1))
     removed(placed("mine"))
     result_of(apply(job(model)))
     with pytest.raises(UsageError, match="version of mine that is there is the same"):

@@ -18,6 +18,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from golden_targets import save_light
 from llmasos.cli import main
 from llmasos.core.children import free_port, processes_below
 from llmasos.core.errors import DeploymentError, RemoteError, UsageError
@@ -117,6 +118,19 @@ def test_a_cluster_is_shown_rays_own_token_and_no_other(put_before, capsys, monk
     told = capsys.readouterr().err
     assert "another token" in told
     assert "the-token" not in told
+
+
+def test_an_address_with_a_password_is_neither_remembered_nor_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LLMASOS_HOME", str(tmp_path / "home"))
+    model = save_light(tmp_path / "model")
+    line = ["deploy", "ray", str(model), "--apply", "--name", "mine"]
+    assert main([*line, "--set", "address=http://me:hidden@127.0.0.1:9"]) == 2
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://me:hidden@127.0.0.1:9")
+    assert main(line) == 2
+    told = capsys.readouterr()
+    assert "holds a password" in told.err
+    assert "hidden" not in told.err + told.out
+    assert not (tmp_path / "home" / "deployments").exists()
 
 
 # -- a real one ---------------------------------------------------------------------------------------
@@ -273,6 +287,23 @@ def test_what_never_gets_ready_is_removed_with_its_reason(ours):
     assert set(ours.applications()) == {"theirs"}
     with pytest.raises(DeploymentError, match="not ready within 20 s"):
         result_of(apply(ours.job(cpus=64), patience=20.0))
+    assert set(ours.applications()) == {"theirs"}
+
+
+@pytest.mark.slow
+def test_where_the_next_never_gets_ready_the_one_before_it_is_told_again(ours):
+    result_of(apply(ours.job()))
+    with pytest.raises(DeploymentError, match=r"never got ready: (.|\n)*/nowhere(.|\n)*what was there before is back"):
+        result_of(apply(ours.job(model="/nowhere")))
+    last = time.monotonic() + 60
+    while (mine := ours.applications()["mine"])["status"] != "RUNNING":
+        assert time.monotonic() < last, mine
+        time.sleep(0.2)
+    assert mine["deployed_app_config"]["args"]["models"] == {"mine": str(ours.model)}
+    with Clients(ours.url, Expected(ours.model)) as clients:
+        time.sleep(1)
+    assert set(clients.seen) == {"200"}
+    assert removed(placed("mine")) == ["application mine"]
     assert set(ours.applications()) == {"theirs"}
 
 

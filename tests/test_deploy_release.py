@@ -26,7 +26,7 @@ from llmasos.core.events import result_of
 from llmasos.deployment import Job, apply, placed, removed, settled
 from llmasos.expected import Expected
 from llmasos.releasing import ENOUGH, ended, release, worse
-from llmasos.targets.base import Counted, Health
+from llmasos.targets.base import Counted, Health, State
 from test_deploy_sagemaker import GIVEN, REGION, address, aws, names  # noqa: F401  # fixtures
 
 OLD, NEW = "registry/llmasos:1", "registry/llmasos:2"
@@ -163,6 +163,31 @@ def test_a_version_that_fails_more_often_goes_again(aws, cloud, tuned_model):  #
     assert any("back to the old" in str(event) for event in told)
     assert [one[:2] for one in running(aws)] == [("all", OLD)]
     assert (names(aws), archives(), scaled()) == (["mine"] * 3, ["ours/mine/model.tar.gz"], [])
+
+
+def test_why_a_version_goes_again_is_told_also_where_it_cannot_go(aws, cloud, tuned_model):  # noqa: F811
+    result_of(apply(job(tuned_model)))
+    events = release(job(tuned_model, image=NEW), 0.1, 60)
+    while "of the requests go to" not in str(next(events)):
+        pass
+    cloud.count("all", 900, 9)
+    cloud.count("next", 100, 12)
+    cloud.refuses = "try later"
+    with pytest.raises(DeploymentError, match=r"12 errors of 100(.|\n)*could not be put back: (.|\n)*try later"):
+        drained(events, [])
+
+
+def test_a_version_that_dies_while_it_is_watched_goes_again(aws, cloud, tuned_model, monkeypatch):  # noqa: F811
+    from llmasos.targets.sagemaker import SageMaker
+
+    result_of(apply(job(tuned_model)))
+    events = release(job(tuned_model, image=NEW), 0.1, 0.1)
+    while "of the requests go to" not in str(next(events)):
+        pass
+    monkeypatch.setattr(SageMaker, "state", lambda *_: State("Failed", failed=True, why="it died"))
+    with pytest.raises(DeploymentError, match=r"it died(.|\n)*the old version has all requests again"):
+        drained(events, [])
+    assert [one[:2] for one in running(aws)] == [("all", OLD)]
 
 
 def test_a_version_with_other_answers_goes_again_and_rows_are_shown(aws, cloud, tuned_model, capsys):  # noqa: F811

@@ -159,6 +159,22 @@ def test_a_name_that_others_have_is_not_taken_from_them(aws, model):
         result_of(apply(job(model)))
     assert names(aws) == ["mine"]
     assert boto3.client("s3", REGION).list_objects_v2(Bucket="models")["KeyCount"] == 0
+    assert removed(placed("mine")) == []  # what was remembered of it; it is not ours
+    assert names(aws) == ["mine"]
+
+
+def test_what_is_elsewhere_is_not_forgotten_there(aws, model, monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    result_of(apply(settled("sagemaker", model, {k: v for k, v in GIVEN.items() if k != "region"})))
+    assert placed("mine").region == REGION
+    with pytest.raises(UsageError, match=rf"mine is in sagemaker, {REGION} already(.|\n)*deploy rm mine"):
+        result_of(apply(job(model, region="eu-west-1")))
+    assert placed("mine").region == REGION
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    aws.delete_endpoint(EndpointName="mine")  # what is no longer there may be elsewhere
+    with pytest.raises(RemoteError, match="refuses"):
+        result_of(apply(job(model, region="eu-west-1", bucket="s3://other")))
+    assert placed("mine").region == "eu-west-1"
 
 
 def test_what_is_there_from_here_is_made_anew(aws, model):
@@ -186,6 +202,7 @@ def test_what_keeps_a_deployment_from_going_there_is_told(aws, model, monkeypatc
         patch.delenv("AWS_SECRET_ACCESS_KEY")
         with pytest.raises(UsageError, match="no credentials"):
             result_of(apply(job(model)))
+    removed(placed("mine"))
     with pytest.raises(UsageError, match="no region"):
         result_of(apply(settled("sagemaker", model, {k: v for k, v in GIVEN.items() if k != "region"})))
 

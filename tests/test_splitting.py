@@ -115,6 +115,53 @@ def test_probes_pages_and_what_is_too_large_stay_here():
     assert (reply.text, told, new.asked) == ("old /v1/predict 3000", [("old", False)], [])
 
 
+POST = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "headers": []}
+
+
+def test_a_request_that_breaks_off_is_not_handed_on():
+    came = [{"type": "http.request", "body": b"ro", "more_body": True}, {"type": "http.disconnect"}]
+    messages, read, new = iter(came), list[Any](), Next()
+
+    async def here(scope: Any, receive: Callable[..., Any], send: Any) -> None:
+        read.extend([await receive(), await receive()])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    split = Split(ServeConfig())
+    split.before(here)
+    split.to(1.0, new, lambda *_: None)
+    asyncio.run(split(POST, receive, receive))
+    assert (read, new.asked) == (came, [])
+
+
+def test_only_so_many_are_read_at_once_to_be_handed_on(monkeypatch):
+    monkeypatch.setattr(splitting, "READING", 1)
+    split, told = Split(ServeConfig()), list[str]()
+    split.before(old())
+    split.to(1.0, Next(), lambda version, _: told.append(version))
+
+    async def nothing() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def ask() -> str:
+        there = httpx2.ASGITransport(split)
+        async with httpx2.AsyncClient(transport=there, base_url="http://here") as http:
+            return (await http.post("/v1/predict", content=b"rows")).text
+
+    async def both() -> list[str]:
+        slow = asyncio.ensure_future(split(POST, nothing, nothing))
+        await asyncio.sleep(0)
+        first = await ask()
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        return [first, await ask()]
+
+    assert asyncio.run(both()) == ["old /v1/predict 4", "new rows"]
+    assert told == ["old", "new"]
+
+
 def test_without_a_release_nothing_is_counted():
     (reply,), told = asked(old(), Next(), counted=False)
     assert (reply.text, told) == ("old /v1/predict 4", [])

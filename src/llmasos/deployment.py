@@ -12,6 +12,7 @@ import json
 import re
 import time
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from .core.errors import (
     BundleError,
     DeploymentError,
     HardwareError,
+    LLMasOSError,
     MissingExtraError,
     UsageError,
     did_you_mean,
@@ -244,8 +246,8 @@ def apply(job: Job, *, patience: float = PATIENCE) -> Generator[Event, None, Sta
     files = yield from checked(job)
     target, d = job.target, located(job).deployment
     path = _memory(d.name)
-    if path.is_file() and (old := placed(d.name)).target != target.name:
-        raise UsageError(f"{d.name} is in {old.target} already", hint=f"llmasos deploy rm {d.name}, or another --name")
+    if path.is_file():
+        _refuse_elsewhere(placed(d.name), target.name, d.region)
     before = target.there(d.name, d.region)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_json(path, asdict(Placed(d.name, target.name, d.region)))
@@ -255,13 +257,29 @@ def apply(job: Job, *, patience: float = PATIENCE) -> Generator[Event, None, Sta
     except DeploymentError as error:
         if before:
             yield Note(f"back to what {d.name} was", "warning")
-            yield from target.apply(d, before)
+            try:
+                yield from target.apply(d, before)
+            except LLMasOSError as again:
+                raise DeploymentError(f"{error.message}\nwhat was there before could not be put back: {again.message}",
+                                      hint=again.hint) from error  # fmt: skip
             raise DeploymentError(f"{error.message}\nwhat was there before is back", hint=error.hint) from error
         yield Note(f"removing {d.name}", "warning")
         removed(placed(d.name))
         raise
     yield from target.finish(d, files)
     return now
+
+
+def _refuse_elsewhere(old: Placed, target: str, region: str | None) -> None:
+    """Refuse a name whose deployment is elsewhere, or cannot be asked for: it would be forgotten there, and cost on."""
+    if old.target == target:
+        with suppress(LLMasOSError):
+            if old.region in (None, region) or old.plugin.state(old.name, old.region) is None:
+                return
+    where = f"{old.target}, {old.region}" if old.region else old.target
+    raise UsageError(f"{old.name} is in {where} already",
+                     hint=f"llmasos deploy rm {old.name}, or another --name; where nothing of it is left that could be "
+                     f"asked, remove {_memory(old.name)}")  # fmt: skip
 
 
 def located(job: Job) -> Job:

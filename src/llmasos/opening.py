@@ -212,9 +212,9 @@ class Opened:
         folder, task = self.located.path, self._fitted()
         bundle.check_folder(folder)
         model = _bare.opened(folder)
-        if model is not None and bert.PLUGIN.reason_against(model, task.output) is None:
-            engine = TorchEngine(model, self._light.pad_token_id or 0, output=task.output, proven=bert.PLUGIN)
-            with suppress(LLMasOSError, AttributeError, RuntimeError):
+        with suppress(LLMasOSError, AttributeError, RuntimeError):  # also where its configuration leaves out a default
+            if model is not None and bert.PLUGIN.reason_against(model, task.output) is None:
+                engine = TorchEngine(model, self._light.pad_token_id or 0, output=task.output, proven=bert.PLUGIN)
                 check_golden(folder, engine, task, self._light, "float32")
                 kept = golden.read(folder)
                 if kept is not None and golden.apart_together(kept, engine, task, self._light) <= _proof.TOLERANCE:

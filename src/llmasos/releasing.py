@@ -69,9 +69,14 @@ def release(job: Job, share: float, watch: float, *, patience: float = PATIENCE)
         yield from _golden(job, expected)
         target.send(d.name, d.region, share)
         health = yield from _watched(job, share, watch)
+        yield from awaited(target, d, patience)  # one whose servers died meanwhile has counted no errors
     except DeploymentError as error:
         yield Note(f"back to the old version of {d.name}", "warning")
-        yield from target.back(d.name, d.region)
+        try:
+            yield from target.back(d.name, d.region)
+        except LLMasOSError as again:
+            raise DeploymentError(f"{error.message}\nthe old version could not be put back: {again.message}",
+                                  hint=f"llmasos deploy back {d.name}") from error  # fmt: skip
         raise DeploymentError(f"{error.message}\nthe old version has all requests again", hint=error.hint) from error
     except RemoteError as error:  # nobody knows how far it came
         raise RemoteError(error.message, hint=f"{error.hint}; llmasos deploy back {d.name} ends the release") from error

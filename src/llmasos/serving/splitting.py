@@ -18,6 +18,8 @@ from ..core.config import ServeConfig
 
 TAKEN = 5.0
 """Seconds in which the new version must have taken a request; then it is as if it had failed."""
+READING = 64
+"""Requests that are read at once to be handed on, before anybody has looked at their keys; all others stay here."""
 PARTS = ("type", "asgi", "http_version", "server", "client", "scheme", "method", "path", "query_string", "headers",
          "root_path", "app_root_path")  # fmt: skip
 """What of a request is handed on besides its body."""
@@ -38,7 +40,7 @@ class Split:
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         self._app: ASGIApp | None = None
-        self._share = 0.0
+        self._share, self._reading = 0.0, 0
         self._hand: Hand | None = None
         self._count: Count | None = None
 
@@ -60,8 +62,12 @@ class Split:
             await app(scope, receive, send)
             return
         seen = _Seen(send)
-        if hand is not None and random.random() < self._share:
-            read = await self._read(receive)
+        if hand is not None and self._reading < READING and random.random() < self._share:
+            self._reading += 1
+            try:
+                read = await self._read(receive)
+            finally:
+                self._reading -= 1
             if _is_whole(read) and await _handed(hand(_parts(scope), _body(read)), seen, count):
                 return
             receive = _again(read, receive)
@@ -77,7 +83,7 @@ class Split:
         read, size = list[Message](), 0
         with suppress(TimeoutError):
             async with asyncio.timeout(self._config.read_timeout):
-                while size <= self._config.max_body and not _is_whole(read):
+                while size <= self._config.max_body and not _is_over(read):
                     read.append(await receive())
                     size += len(read[-1].get("body", b""))
         return read
@@ -128,8 +134,13 @@ def _parts(scope: Scope) -> dict[str, Any]:
     return {name: scope[name] for name in PARTS if name in scope}
 
 
-def _is_whole(read: Sequence[Message]) -> bool:
+def _is_over(read: Sequence[Message]) -> bool:
+    """Say whether nothing comes any more, also since the client has left."""
     return bool(read) and not read[-1].get("more_body", False)
+
+
+def _is_whole(read: Sequence[Message]) -> bool:
+    return _is_over(read) and read[-1]["type"] == "http.request"
 
 
 def _body(read: Sequence[Message]) -> bytes:

@@ -158,7 +158,7 @@ def reaching(what: str) -> Iterator[None]:
             if _MACHINE.search(text):
                 raise UsageError(f"Azure has no such machine there: {text}",
                                  hint="another --instance, or a workspace elsewhere") from error  # fmt: skip
-            if _TAKEN.search(text):
+            if status < 500 and _TAKEN.search(text):
                 raise UsageError(f"the name is taken: {text}", hint="another name: --name") from error
             raise RemoteError(f"Azure refuses to {what}: {text}",
                               hint="may these credentials do it there?") from error  # fmt: skip

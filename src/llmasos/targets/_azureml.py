@@ -36,6 +36,8 @@ LIMIT = 1800.0
 """Seconds that Azure may take to be done with a change."""
 IDLE = ("Succeeded", "Failed", "Canceled")
 """What Azure calls something that it does not work on."""
+KEPT = ("authMode", "traffic", "publicNetworkAccess", "description")
+"""Properties of an endpoint that are told again when it is changed: Azure takes each other one's default."""
 begun: dict[str, Any] = {}
 """What looks at a deployment that this process has begun to make: it alone is told why that fails."""
 
@@ -183,7 +185,7 @@ def change(azure: Azure, name: str, *, traffic: Mapping[str, int] | None = None,
            tags: Mapping[str, str] | None = None) -> None:  # fmt: skip
     """Give an endpoint other shares of the requests, or other tags; wait until it has them."""
     endpoint = own_endpoint(azure, name)
-    properties = {key: value for key in ("authMode", "traffic") if (value := endpoint["properties"].get(key))}
+    properties = {key: value for key in KEPT if (value := endpoint["properties"].get(key))}
     done(azure, name, "PUT", f"onlineEndpoints/{name}", {
         "location": endpoint["location"], "identity": {"type": "SystemAssigned"},
         "tags": endpoint["tags"] if tags is None else tags,

@@ -17,7 +17,7 @@ from ..core.errors import DeploymentError, RemoteError, UsageError
 from ..core.events import Event, Note
 from ._azure import Azure, reaching
 from ._azureml import ALL, RELEASE, Released, change, deployments, drop, own_endpoint, put, released, swept
-from .base import Counted, Deployment, Health
+from .base import Counted, Deployment, Health, percents
 
 METRICS = {
     "api-version": "2023-10-01", "metricnames": "RequestsPerMinute", "interval": "PT1M", "aggregation": "Average",
@@ -26,38 +26,34 @@ METRICS = {
 """What Azure Monitor is asked: the average of a minute is its sum, for it has one value."""
 
 
-def percents(share: float) -> int:
-    """Return a share as Azure takes it.
-
-    Raises:
-        UsageError: it is no whole percent.
-    """
-    found = round(share * ALL)
-    if not 0 < found < ALL or abs(found - share * ALL) > 1e-6:
-        raise UsageError(f"canary={share:.6g}: Azure divides requests by whole percents", hint="--canary 5%")
-    return found
-
-
 def begin(d: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
     """Put a second deployment behind the endpoint; see ``Target.begin``."""
-    percent = percents(share)
+    percent = percents(share, "Azure")
     with reaching("put a new version beside the old one"):
         yield from put(d, files, percent)
 
 
 def opened(d: Deployment) -> Iterator[Event]:
-    """Send requests to what is ready: all to one version, or its share to the new one."""
+    """Send all requests to what is ready; a new version gets its share later, see ``send``."""
     with reaching("send requests to it"):
         azure = Azure(str(d.region))
-        now, names = released(own_endpoint(azure, d.name)), [one["name"] for one in deployments(azure, d.name)]
+        now = released(own_endpoint(azure, d.name))
         if now and now.percent == ALL:
             yield from _alone(azure, d.name, now.new)
-            return
-        shares = {name: (now.percent if name == now.new else ALL - now.percent) if now else ALL for name in names}
-        change(azure, d.name, traffic=shares)
-        yield Note(f"requests go to {', '.join(f'{name} ({share} %)' for name, share in shares.items())}")
-        if not now:
+        elif not now:
+            names = [one["name"] for one in deployments(azure, d.name)]
+            change(azure, d.name, traffic=dict.fromkeys(names, ALL))
+            yield Note(f"requests go to {', '.join(names)}")
             yield from _swept(azure, d.name)
+
+
+def send(name: str, region: str | None) -> None:
+    """Send the new deployment its share of the requests; it can be asked without."""
+    with reaching("send requests to it"):
+        azure = Azure(str(region))
+        now = _under_way(own_endpoint(azure, name))
+        names = [one["name"] for one in deployments(azure, name)]
+        change(azure, name, traffic={one: now.percent if one == now.new else ALL - now.percent for one in names})
 
 
 def ask(name: str, region: str | None, body: Any) -> Any:

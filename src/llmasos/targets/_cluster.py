@@ -34,6 +34,8 @@ TIMEOUT = (10.0, 120.0)
 """Seconds that a connection may take, and an answer."""
 HOUR, LIMIT, LOOK, TRIES = 3600, 600.0, 1.0, 3
 """Seconds of a log; those that a removal may take, and between two looks; how often a broken connection is made."""
+LINES = 1000
+"""Of a container's log, which is read whole."""
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where a pod finds the namespace that it is in."""
@@ -137,8 +139,9 @@ class Cluster:
         return self._text(method, to, body=body, header_params=headers, content_type="application/json")
 
     def log(self, pod: str, container: str, *, previous: bool) -> str:
-        """Return what a container has written, or what the one has that was there before it."""
-        query = [("container", container), ("sinceSeconds", HOUR), ("previous", str(previous).lower())]
+        """Return the end of what a container has written, or of what the one has that was there before it."""
+        query = [("container", container), ("sinceSeconds", HOUR), ("tailLines", LINES),
+                 ("previous", str(previous).lower())]  # fmt: skip
         return self._text("get", f"{self._pod(pod)}/log", query_params=query)
 
     def _kind(self, kind: Kind) -> Any:
@@ -237,7 +240,7 @@ def refuse_without_keys(cluster: Cluster, d: Deployment) -> None:
 
 
 def logs(cluster: Cluster, labels: Mapping[str, str], skip: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield what the containers of pods have written in the last hour; of one that died, what that one had."""
+    """Yield the end of what the containers of pods have written in the last hour; of one that died, of what it had."""
     from kubernetes.dynamic.exceptions import BadRequestError, NotFoundError
 
     pods = cluster.pods(labels)

@@ -17,7 +17,7 @@ from ..core.errors import DeploymentError, RemoteError, UsageError
 from ..core.events import Event, Note
 from ._cluster import VERSION, Cluster, Kind, is_ready, own, reaching, version_of
 from ._kserve import POD, RUNTIME, SERVICE, checked, files_at, make, other, place_of, share_of, version_at
-from .base import Counted, Deployment, Health
+from .base import Counted, Deployment, Health, percents
 
 REVISION, REVISED = Kind("serving.knative.dev/v1", "Revision"), "serving.knative.dev/revision"
 LIMIT, LOOK = 1800.0, 5.0
@@ -32,6 +32,7 @@ def begin(d: Deployment, files: Mapping[str, str], share: float) -> Iterator[Eve
     if d.own.mode != "knative":
         raise UsageError("KServe gives a version a share of the requests in its Knative mode alone",
                          hint="--set mode=knative, also for the version that it stands beside")  # fmt: skip
+    percent = percents(share, "KServe")
     with reaching("put a new version beside the old one"):
         cluster = Cluster(d.region)
         if (live := checked(cluster, d, files)) is None:
@@ -45,7 +46,7 @@ def begin(d: Deployment, files: Mapping[str, str], share: float) -> Iterator[Eve
                              hint="another place for the new model, --set model=..., or another --image")  # fmt: skip
         _TALLIES.pop((d.name, d.region), None)
         _try(cluster, d.name)
-        yield from make(cluster, d.name, files, other(d.name, place), max(1, min(99, round(100 * share))))
+        yield from make(cluster, d.name, files, other(d.name, place), percent)
 
 
 def ask(name: str, region: str | None, path: str, body: Any) -> Any:

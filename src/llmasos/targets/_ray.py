@@ -56,6 +56,16 @@ def put(d: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
         yield Note(f"told Ray Serve of application {application['name']}")
 
 
+def there(name: str, region: str | None) -> dict[str, str]:
+    """Return what an application that answers is made of, as ``put`` takes it; nothing where none does."""
+    with reaching(region) as http:
+        now = told(http)
+        made = versions(now, name)
+    if len(made) != 1 or now["applications"][made[0]["name"]]["status"] != "RUNNING":
+        return {}
+    return {"serve.yaml": yaml.safe_dump({"applications": made})}
+
+
 def state(name: str, region: str | None) -> State | None:
     """Return how an application is, both versions of it during a release."""
     with reaching(region) as http:

@@ -61,7 +61,7 @@ def parts(name: str) -> list[tuple[str, str]]:
 
 def refuse_others(sagemaker: Any, kind: str, name: str) -> None:
     """Refuse a name that something has which was not made from here."""
-    if (found := found_of(sagemaker, kind, name)) and TAG not in _tags(sagemaker, found[f"{kind}Arn"]):
+    if _is_theirs(sagemaker, kind, name):
         raise UsageError(f"there is {kind} {name} already, and it was not made from here",
                          hint="another name: --name")  # fmt: skip
 
@@ -149,13 +149,14 @@ def logs(name: str, region: str | None) -> Iterator[str]:
 
 
 def remove(name: str, region: str | None) -> Iterator[str]:
-    """Remove what of an endpoint is there; yield what was."""
+    """Remove what of an endpoint is there and was made from here; yield what was."""
     with reaching("remove it"):
         sagemaker, s3 = client("sagemaker", region), client("s3", region)
+        ours = [(kind, one) for kind, one in parts(name) if not _is_theirs(sagemaker, kind, one)]
         named = [one["VariantName"] for one in variants(sagemaker, name)]
-        if any([unscale(name, variant, region) for variant in (*VARIANTS, *named)]):
+        if ("Endpoint", name) in ours and any([unscale(name, one, region) for one in (*VARIANTS, *named)]):
             yield f"scaling of {name}"
-        for kind, one in parts(name):
+        for kind, one in ours:
             if kind == "Model":
                 yield from drop_model(sagemaker, s3, one)
             elif drop(sagemaker, kind, one):
@@ -165,13 +166,23 @@ def remove(name: str, region: str | None) -> Iterator[str]:
 # -- inside -------------------------------------------------------------------------------------------
 
 
+def region_of(d: Deployment) -> str | None:
+    """Return the region that a deployment goes to; None where nothing tells it."""
+    with reaching("find the region"):
+        return d.region or _session(None).region_name
+
+
 def client(service: str, region: str | None) -> Any:
     """Return a client of a service."""
+    return _session(region).client(service)
+
+
+def _session(region: str | None) -> Any:
     try:
         import boto3
     except ImportError as error:
         raise MissingExtraError("deploying to SageMaker", install="'llmasos[sagemaker]'") from error
-    return boto3.session.Session(region_name=region).client(service)
+    return boto3.session.Session(region_name=region)
 
 
 @contextmanager
@@ -212,6 +223,12 @@ def found_of(sagemaker: Any, kind: str, name: str) -> dict[str, Any]:
     with _unless_gone():
         return dict(getattr(sagemaker, f"describe_{KINDS[kind]}")(**{f"{kind}Name": name}))
     return {}
+
+
+def _is_theirs(sagemaker: Any, kind: str, name: str) -> bool:
+    """Say whether something is there that was not made from here."""
+    found = found_of(sagemaker, kind, name)
+    return bool(found) and TAG not in _tags(sagemaker, found[f"{kind}Arn"])
 
 
 def _tags(sagemaker: Any, arn: str) -> list[dict[str, str]]:

@@ -116,7 +116,7 @@ class AzureML(Target):
         yield from applied(deployment, files)
 
     def finish(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
-        """Send requests to what is ready now."""
+        """Send requests to what is ready now, and takes all."""
         from ._azureml_release import opened
 
         del files
@@ -136,6 +136,13 @@ class AzureML(Target):
 
         del path  # the endpoint has one
         return ask(name, region, body)
+
+    def send(self, name: str, region: str | None, share: float) -> None:
+        """Give the new deployment its share; see ``Target.send``."""
+        from ._azureml_release import send
+
+        del share  # the endpoint's tag has it
+        send(name, region)
 
     def watch(self, name: str, region: str | None) -> Health:
         """Read Azure Monitor's counts of the two deployments; see ``Target.watch``."""

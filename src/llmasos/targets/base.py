@@ -407,6 +407,18 @@ class Target(ABC):
         return None
 
 
+def percents(share: float, place: str) -> int:
+    """Return a share of the requests as places take it that divide them by whole percents.
+
+    Raises:
+        UsageError: it is no whole percent.
+    """
+    found = round(share * 100)
+    if not 0 < found < 100 or abs(found - share * 100) > 1e-6:
+        raise UsageError(f"canary={share:.6g}: {place} divides requests by whole percents", hint="--canary 5%")
+    return found
+
+
 # -- how rows are asked -------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from ..core.config import Config, option
 from ..core.environment import ray_dashboard
@@ -57,8 +58,22 @@ class Ray(Target):
     applies = True
 
     def where(self, deployment: Deployment) -> str | None:
-        """Return the cluster's dashboard."""
-        return str(deployment.own.address or ray_dashboard())
+        """Return the cluster's dashboard, which is remembered and shown.
+
+        Raises:
+            UsageError: its address holds a password.
+        """
+        address = str(deployment.own.address or ray_dashboard())
+        if "@" in urlsplit(address).netloc:
+            raise UsageError("the address of Ray's dashboard holds a password",
+                             hint="leave it out; RAY_AUTH_MODE=token and RAY_AUTH_TOKEN say who asks")  # fmt: skip
+        return address
+
+    def there(self, name: str, region: str | None) -> Mapping[str, str]:
+        """Return how the application that answers is made; see ``Target.there``."""
+        from ._ray import there
+
+        return there(name, region)
 
     def apply(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
         """Tell Ray Serve of it; see ``Target.apply``."""

@@ -71,6 +71,12 @@ class SageMaker(Target):
             ]
         return out
 
+    def where(self, deployment: Deployment) -> str | None:
+        """Return the region, that of AWS's own tools where none is given; see ``Target.where``."""
+        from ._sagemaker import region_of
+
+        return region_of(deployment)
+
     def apply(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
         """Upload the model, and make model, configuration, endpoint and scaling; see ``Target.apply``."""
         from ._sagemaker import put
