@@ -234,10 +234,12 @@ def test_what_keeps_a_deployment_from_going_there_is_told(azure, model, monkeypa
         with pytest.raises(UsageError, match=r"workspace is not given"):
             result_of(apply(job(model)))
         with pytest.raises(RemoteError, match="Azure cannot be reached"):
+            result_of(apply(job(model, name="far", workspace="w")))
+        with pytest.raises(UsageError, match=r"mine is in azureml, .*/other already, or nobody can tell: Azure cannot"):
             result_of(apply(job(model, workspace="w")))
         patch.setenv("AZURE_CLOUD_NAME", "Nowhere")
         with pytest.raises(UsageError, match="no cloud 'Nowhere'"):
-            result_of(apply(job(model, workspace="w")))
+            result_of(apply(job(model, name="far", workspace="w")))
     with monkeypatch.context() as patch:
         patch.setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")
         with pytest.raises(UsageError, match="no credentials for Azure"):

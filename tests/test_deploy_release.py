@@ -275,7 +275,8 @@ def test_a_release_needs_something_to_stand_beside(aws, cloud, tuned_model):  # 
     ((1000, 0), (3, 3), False),  # three requests say nothing
     ((1000, 0), (ENOUGH, 2), False),  # nor do two errors
     ((1000, 0), (ENOUGH, 3), True),
-    ((0, 0), (100, 50), False),  # there is nothing to be worse than
+    ((0, 0), (100, 50), True),  # there is nothing to be worse than, but half is too much
+    ((ENOUGH - 1, 0), (100, 10), False),
     ((900, 90), (100, 10), False),
     ((900, 90), (100, 12), False),
     ((900, 90), (100, 25), True),
@@ -283,6 +284,11 @@ def test_a_release_needs_something_to_stand_beside(aws, cloud, tuned_model):  # 
 ])  # fmt: skip
 def test_a_version_is_worse_by_counts(old, new, is_worse):
     assert bool(worse(Health(Counted(*old), Counted(*new)))) is is_worse
+
+
+def test_a_server_elsewhere_may_compute_in_bfloat16_where_nobody_says_in_what(tuned_model):
+    anywhere = [settled("kubernetes", tuned_model, {"precision": one}) for one in ("auto", "float32")]
+    assert [one.precision(there=True) for one in anywhere] == ["bfloat16", "float32"]
 
 
 @pytest.mark.parametrize("canary", [False, True])

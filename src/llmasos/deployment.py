@@ -12,7 +12,6 @@ import json
 import re
 import time
 from collections.abc import Generator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,12 +57,14 @@ class Job(NamedTuple):
     watch: float = 600.0
     """Seconds that it is watched."""
 
-    def precision(self) -> str:
-        """Return the number format in which the server will compute on this machine."""
+    def precision(self, *, there: bool = False) -> str:
+        """Return the number format in which the server will compute on this machine, or may compute ``there``."""
         artifact, d = bundle.artifact_of(bundle.read_manifest(self.folder)), self.deployment
         if artifact is not None:
             return str(artifact["precision"])
         if d.engine in (None, OWN):
+            if there and d.precision == "auto":
+                return "bfloat16"  # that machine may have units that this one lacks
             found, _ = hardware.pick_precision(d.precision, hardware.pick_device())
             return found
         return d.quantize if d.quantize in TOLERANCES else "float32"
@@ -272,12 +273,15 @@ def apply(job: Job, *, patience: float = PATIENCE) -> Generator[Event, None, Sta
 
 def _refuse_elsewhere(old: Placed, target: str, region: str | None) -> None:
     """Refuse a name whose deployment is elsewhere, or cannot be asked for: it would be forgotten there, and cost on."""
+    why = ""
     if old.target == target:
-        with suppress(LLMasOSError):
+        try:
             if old.region in (None, region) or old.plugin.state(old.name, old.region) is None:
                 return
+        except LLMasOSError as error:
+            why = f", or nobody can tell: {error.message}"
     where = f"{old.target}, {old.region}" if old.region else old.target
-    raise UsageError(f"{old.name} is in {where} already",
+    raise UsageError(f"{old.name} is in {where} already{why}",
                      hint=f"llmasos deploy rm {old.name}, or another --name; where nothing of it is left that could be "
                      f"asked, remove {_memory(old.name)}")  # fmt: skip
 

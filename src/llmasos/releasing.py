@@ -19,8 +19,9 @@ from .targets.base import Counted, Health, State
 
 CHANCE, FEWEST = 0.001, 3
 """A version is worse where one as good as the old one would fail as often by a chance below this; errors needed."""
-ENOUGH = 20
-"""Requests of the new version without which its errors say nothing."""
+ENOUGH, ALONE = 20, 0.1
+"""Requests of a version without which its errors say nothing; and the share of them that the new one may fail to answer
+where the old one had fewer."""
 WORST = 3
 """Golden rows that are shown where they are answered otherwise."""
 
@@ -56,7 +57,7 @@ def release(job: Job, share: float, watch: float, *, patience: float = PATIENCE)
     """
     _check(job.target.name, job.target.canary)
     files = yield from checked(job)
-    expected = Expected(job.folder, precision=job.precision())
+    expected = Expected(job.folder, precision=job.precision(there=True))
     job = located(job)
     target, d = job.target, job.deployment
     where = placed(d.name)
@@ -103,11 +104,13 @@ def worse(health: Health) -> str:
     """Return why the new version is worse than the old one; nothing where its errors do not say so.
 
     By Fisher's exact test: the chance that errors which came as they may would have fallen on the new version as often
-    as they did. A version of a few requests is never worse.
+    as they did. A version of a few requests is never worse; where the old one has had but a few, a share says it.
     """
     old, new = health
     if new.requests < ENOUGH or new.errors < FEWEST:
         return ""
+    if old.requests < ENOUGH:
+        return f"more than {ALONE:.0%} are too many" if new.errors > ALONE * new.requests else ""
     chance = _chance(old, new)
     return f"that is worse, but for a chance of {chance:.1g}" if chance < CHANCE else ""
 
