@@ -47,8 +47,9 @@ def opened(d: Deployment) -> Iterator[Event]:
             yield from _swept(azure, d.name)
 
 
-def send(name: str, region: str | None) -> None:
-    """Send the new deployment its share of the requests; it can be asked without."""
+def send(name: str, region: str | None, share: float) -> None:
+    """Send the new deployment its share of the requests, which the endpoint's tag has; it can be asked without."""
+    del share
     with reaching("send requests to it"):
         azure = Azure(str(region))
         now = _under_way(own_endpoint(azure, name))
@@ -56,8 +57,9 @@ def send(name: str, region: str | None) -> None:
         change(azure, name, traffic={one: now.percent if one == now.new else ALL - now.percent for one in names})
 
 
-def ask(name: str, region: str | None, body: Any) -> Any:
-    """Ask the new deployment; see ``Target.ask``."""
+def ask(name: str, region: str | None, path: str, body: Any) -> Any:
+    """Ask the new deployment; see ``Target.ask``. The endpoint has one path."""
+    del path
     import httpx2
 
     with reaching("ask the new version"):

@@ -239,7 +239,7 @@ def refuse_without_keys(cluster: Cluster, d: Deployment) -> None:
         raise UsageError(f"there is no secret {d.keys_secret} in the namespace {cluster.namespace}", hint=secret(d))
 
 
-def logs(cluster: Cluster, labels: Mapping[str, str], skip: tuple[str, ...] = ()) -> Iterator[str]:
+def written(cluster: Cluster, labels: Mapping[str, str], skip: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the end of what the containers of pods have written in the last hour; of one that died, of what it had."""
     from kubernetes.dynamic.exceptions import BadRequestError, NotFoundError
 

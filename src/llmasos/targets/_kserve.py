@@ -27,13 +27,13 @@ from ._cluster import (
     conditions,
     files_of,
     is_ready,
-    logs,
     own,
     reaching,
     refuse_others,
     refuse_without_keys,
     trouble,
     version_of,
+    written,
 )
 from .base import Deployment, State
 
@@ -102,10 +102,10 @@ def state(name: str, region: str | None) -> State | None:
     return State(word, ready, failed, why, str(status.get("url") or ""))
 
 
-def read(name: str, region: str | None) -> Iterator[str]:
+def logs(name: str, region: str | None) -> Iterator[str]:
     """Yield what the pods have written."""
     with reaching("read its logs"):
-        yield from logs(Cluster(region), {POD: name}, BESIDE)
+        yield from written(Cluster(region), {POD: name}, BESIDE)
 
 
 def remove(name: str, region: str | None) -> Iterator[str]:

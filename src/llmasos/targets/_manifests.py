@@ -23,13 +23,13 @@ from ._cluster import (
     conditions,
     files_of,
     kind_of,
-    logs,
     own,
     reaching,
     refuse_others,
     refuse_without_keys,
     trouble,
     version_of,
+    written,
 )
 from .base import Deployment, State
 
@@ -90,10 +90,10 @@ def state(name: str, region: str | None) -> State | None:
     return State(f"{word}; {why}" if why and not failed else word, done, failed, why, address)
 
 
-def read(name: str, region: str | None) -> Iterator[str]:
+def logs(name: str, region: str | None) -> Iterator[str]:
     """Yield what the pods have written."""
     with reaching("read its logs"):
-        yield from logs(Cluster(region), _labels(name))
+        yield from written(Cluster(region), _labels(name))
 
 
 def remove(name: str, region: str | None) -> Iterator[str]:

@@ -42,8 +42,9 @@ SETTLED = 3.0
 """Seconds in which every proxy has learned of a route."""
 
 
-def begin(d: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
-    """Put the new version there, with a route of its own, and without requests."""
+def begin(d: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
+    """Put the new version there, with a route of its own, and without requests: ``send`` gives it its share."""
+    del share
     with reaching(d.region) as http:
         now, asked = told(http), asked_of(files)
         there = versions(now, d.name)

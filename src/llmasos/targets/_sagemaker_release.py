@@ -74,8 +74,9 @@ def begin(d: Deployment, archive: Callable[[Deployment, str], str], asked: Mappi
         sagemaker.update_endpoint(EndpointName=d.name, EndpointConfigName=f"{d.name}{BOTH}", **KEEP)
 
 
-def ask(name: str, region: str | None, body: Any) -> Any:
-    """Ask the new variant; see ``Target.ask``."""
+def ask(name: str, region: str | None, path: str, body: Any) -> Any:
+    """Ask the new variant; see ``Target.ask``. SageMaker knows one path."""
+    del path
     with reaching("ask the new version"):
         _, new = _both(client("sagemaker", region), name)
         runtime = client("sagemaker-runtime", region)

@@ -17,7 +17,7 @@ from ..core.errors import UsageError
 from ..core.events import Event
 from ._azure import TAGS, workspace
 from ._server import OPENING, as_yaml, build, computing, dockerfile
-from .base import SERVER, Contract, Deployment, Health, Probe, State, Target, Validated, listed
+from .base import SERVER, Contract, Deployment, Probe, Target, Validated, listed
 
 MODEL = "/var/azureml-app/azureml-models"
 """Where Azure puts models, each in a folder of its name and version."""
@@ -41,7 +41,7 @@ class Settings(Config):
 class AzureML(Target):
     """An endpoint, and a deployment behind it."""
 
-    applies = True
+    hands, releases = "_azureml", "_azureml_release"
     requires = ("azure.mgmt.core", "azure.identity", "azure.storage.blob")
     extra = "azureml"
 
@@ -121,64 +121,6 @@ class AzureML(Target):
 
         del files
         yield from opened(deployment)
-
-    canary = True
-
-    def begin(self, deployment: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
-        """Put a second deployment behind the endpoint; see ``Target.begin``."""
-        from ._azureml_release import begin
-
-        yield from begin(deployment, files, share)
-
-    def ask(self, name: str, region: str | None, path: str, body: Any) -> Any:
-        """Ask the new deployment; see ``Target.ask``."""
-        from ._azureml_release import ask
-
-        del path  # the endpoint has one
-        return ask(name, region, body)
-
-    def send(self, name: str, region: str | None, share: float) -> None:
-        """Give the new deployment its share; see ``Target.send``."""
-        from ._azureml_release import send
-
-        del share  # the endpoint's tag has it
-        send(name, region)
-
-    def watch(self, name: str, region: str | None) -> Health:
-        """Read Azure Monitor's counts of the two deployments; see ``Target.watch``."""
-        from ._azureml_release import watch
-
-        return watch(name, region)
-
-    def promote(self, name: str, region: str | None) -> Iterator[Event]:
-        """Give all requests to the new deployment; see ``Target.promote``."""
-        from ._azureml_release import promote
-
-        yield from promote(name, region)
-
-    def back(self, name: str, region: str | None) -> Iterator[Event]:
-        """Give all requests to the old deployment; see ``Target.back``."""
-        from ._azureml_release import back
-
-        yield from back(name, region)
-
-    def state(self, name: str, region: str | None) -> State | None:
-        """Return how the endpoint is; see ``Target.state``."""
-        from ._azureml import state
-
-        return state(name, region)
-
-    def logs(self, name: str, region: str | None) -> Iterator[str]:
-        """Yield what the containers have written; see ``Target.logs``."""
-        from ._azureml import logs
-
-        yield from logs(name, region)
-
-    def remove(self, name: str, region: str | None) -> Iterator[str]:
-        """Remove endpoint, deployments, models and environments; see ``Target.remove``."""
-        from ._azureml import remove
-
-        yield from remove(name, region)
 
     def contract(self, deployment: Deployment) -> Contract:
         """Return what Azure does with a container."""

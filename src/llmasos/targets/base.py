@@ -12,6 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
 from ..core.config import Config
@@ -296,7 +297,9 @@ class Target(ABC):
         del training, folder
         raise self._refusal("finetune --on")
 
-    applies: ClassVar[bool] = False
+    hands: ClassVar[str] = ""
+    """The file beside this one that puts things there with the place's own library: ``put`` and, by their own names,
+    what the methods below do."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Packages by which it does."""
     extra: ClassVar[str] = ""
@@ -311,8 +314,8 @@ class Target(ABC):
 
         When the next never gets ready, they are applied again.
         """
-        del name, region
-        return {}
+        found = getattr(self._of(self.hands, "apply"), "there", None)
+        return found(name, region) if found else {}
 
     def apply(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
         """Put there what was rendered; it need not be ready yet.
@@ -321,8 +324,7 @@ class Target(ABC):
             UsageError: the name is taken, or something of it cannot be had there.
             RemoteError: the place cannot be reached, or refuses.
         """
-        del deployment, files
-        raise self._refusal("apply")
+        return self._of(self.hands, "apply").put(deployment, files)  # type: ignore[no-any-return]
 
     def finish(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
         """Put there what can only be put there when it is ready."""
@@ -331,21 +333,28 @@ class Target(ABC):
 
     def state(self, name: str, region: str | None) -> State | None:
         """Return how a deployment is; None where there is none of that name."""
-        del name, region
-        raise self._refusal("status")
+        return self._of(self.hands, "status").state(name, region)  # type: ignore[no-any-return]
 
     def logs(self, name: str, region: str | None) -> Iterator[str]:
         """Yield what its servers have written, a line each, the last hour's."""
-        del name, region
-        raise self._refusal("logs")
+        return self._of(self.hands, "logs").logs(name, region)  # type: ignore[no-any-return]
 
     def remove(self, name: str, region: str | None) -> Iterator[str]:
         """Remove all of it that is there; yield what was removed."""
-        del name, region
-        raise self._refusal("rm")
+        return self._of(self.hands, "rm").remove(name, region)  # type: ignore[no-any-return]
 
-    canary: ClassVar[bool] = False
-    """Whether a new version can stand beside the old one there, with a share of the requests."""
+    releases: ClassVar[str] = ""
+    """The file beside this one that puts a new version beside the old one: by their own names, the methods below."""
+
+    @property
+    def applies(self) -> bool:
+        """Whether what is rendered is put there from here."""
+        return bool(self.hands)
+
+    @property
+    def canary(self) -> bool:
+        """Whether a new version can stand beside the old one there, with a share of the requests."""
+        return bool(self.releases)
 
     def begin(self, deployment: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
         """Put a new version beside the one that is there, with a share of the requests; it need not be ready yet.
@@ -354,8 +363,7 @@ class Target(ABC):
             UsageError: there is none to stand beside, or there are two already.
             RemoteError: the place cannot be reached, or refuses.
         """
-        del deployment, files, share
-        raise self._refusal("a release")
+        return self._of(self.releases, "a release").begin(deployment, files, share)  # type: ignore[no-any-return]
 
     def ask(self, name: str, region: str | None, path: str, body: Any) -> Any:
         """Ask the new version, and it alone; return its answer.
@@ -363,17 +371,16 @@ class Target(ABC):
         Raises:
             DeploymentError: it fails to answer.
         """
-        del name, region, path, body
-        raise self._refusal("a release")
+        return self._of(self.releases, "a release").ask(name, region, path, body)
 
     def send(self, name: str, region: str | None, share: float) -> None:
         """Send the new version, which has answered as it must, its share, where it has none from its begin."""
-        del name, region, share
+        if send := getattr(self._of(self.releases, "a release"), "send", None):
+            send(name, region, share)
 
     def watch(self, name: str, region: str | None) -> Health:
         """Count what the two versions were sent, and what they failed to answer, since the release began."""
-        del name, region
-        raise self._refusal("a release")
+        return self._of(self.releases, "a release").watch(name, region)  # type: ignore[no-any-return]
 
     def promote(self, name: str, region: str | None) -> Iterator[Event]:
         """Give all requests to the new version, and remove the old one.
@@ -381,8 +388,7 @@ class Target(ABC):
         Raises:
             UsageError: no release is under way.
         """
-        del name, region
-        raise self._refusal("promote")
+        return self._of(self.releases, "promote").promote(name, region)  # type: ignore[no-any-return]
 
     def back(self, name: str, region: str | None) -> Iterator[Event]:
         """Give all requests to the old version, and remove what there is of the new one, however far it came.
@@ -390,8 +396,13 @@ class Target(ABC):
         Raises:
             UsageError: no release is under way.
         """
-        del name, region
-        raise self._refusal("back")
+        return self._of(self.releases, "back").back(name, region)  # type: ignore[no-any-return]
+
+    def _of(self, file: str, verb: str) -> Any:
+        """Return what does a verb; the place's own library is imported with it."""
+        if not file:
+            raise self._refusal(verb)
+        return import_module(f".{file}", __package__)
 
     def _refusal(self, verb: str) -> UsageError:
         return UsageError(f"{verb} is not there yet for {self.name}", hint="use the place's own commands")

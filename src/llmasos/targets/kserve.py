@@ -24,7 +24,7 @@ from ._kubernetes import (
     within,
 )
 from ._server import DRAIN, OPENING, PAUSE, SLACK, as_yaml, of_container, words
-from .base import Contract, Deployment, Health, State, Target, Validated
+from .base import Contract, Deployment, Target, Validated
 
 PLACE, PORT = "/mnt/models", 8080
 """Where KServe puts a model, and where it looks for the server."""
@@ -64,7 +64,7 @@ class Settings(Config):
 class KServe(Target):
     """Two objects, as ``kubectl apply`` takes them where KServe is installed."""
 
-    applies = canary = True
+    hands, releases = "_kserve", "_kserve_release"
     requires = ("kubernetes",)
     extra = "kubernetes"
 
@@ -87,72 +87,12 @@ class KServe(Target):
 
         return where(deployment)
 
-    def there(self, name: str, region: str | None) -> Mapping[str, str]:
-        """Return the files of the version that is there; see ``Target.there``."""
-        from ._kserve import there
-
-        return there(name, region)
-
-    def apply(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
-        """Put runtime and service there; see ``Target.apply``."""
-        from ._kserve import put
-
-        yield from put(deployment, files)
-
     def finish(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
         """Remove the version that was replaced; see ``Target.finish``."""
         from ._kserve import finish
 
         del files
         yield from finish(deployment.name, deployment.region)
-
-    def state(self, name: str, region: str | None) -> State | None:
-        """Return how the service is; see ``Target.state``."""
-        from ._kserve import state
-
-        return state(name, region)
-
-    def logs(self, name: str, region: str | None) -> Iterator[str]:
-        """Yield what the pods have written; see ``Target.logs``."""
-        from ._kserve import read
-
-        yield from read(name, region)
-
-    def remove(self, name: str, region: str | None) -> Iterator[str]:
-        """Remove the service and its runtimes; see ``Target.remove``."""
-        from ._kserve import remove
-
-        yield from remove(name, region)
-
-    def begin(self, deployment: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
-        """Put the new version beside the old one; see ``Target.begin``."""
-        from ._kserve_release import begin
-
-        yield from begin(deployment, files, share)
-
-    def ask(self, name: str, region: str | None, path: str, body: Any) -> Any:
-        """Ask a pod of the new version; see ``Target.ask``."""
-        from ._kserve_release import ask
-
-        return ask(name, region, path, body)
-
-    def watch(self, name: str, region: str | None) -> Health:
-        """Read what the servers have counted; see ``Target.watch``."""
-        from ._kserve_release import watch
-
-        return watch(name, region)
-
-    def promote(self, name: str, region: str | None) -> Iterator[Event]:
-        """Give all requests to the new version; see ``Target.promote``."""
-        from ._kserve_release import promote
-
-        yield from promote(name, region)
-
-    def back(self, name: str, region: str | None) -> Iterator[Event]:
-        """Give all requests to the old version; see ``Target.back``."""
-        from ._kserve_release import back
-
-        yield from back(name, region)
 
     def contract(self, deployment: Deployment) -> Contract:
         """Return what KServe does with a pod of it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -12,9 +11,8 @@ from urllib.parse import urlsplit
 from ..core.config import Config, option
 from ..core.environment import ray_dashboard
 from ..core.errors import UsageError
-from ..core.events import Event
 from ._server import DRAIN, ENVIRONMENT, KEYS, OPENING, PAUSE, SLACK, as_yaml
-from .base import SERVER, Contract, Copies, Deployment, Health, Probe, State, Target, infer
+from .base import SERVER, Contract, Copies, Deployment, Probe, Target, infer
 
 AGAIN = 30.0
 """Seconds in which a copy that died is replaced, or those of a machine."""
@@ -41,6 +39,8 @@ class Settings(Config):
 class Ray(Target):
     """An application."""
 
+    hands, releases = "_ray", "_ray_release"
+
     name = "ray"
     about = "copies on the machines of a Ray cluster, by Ray Serve"
     takes: ClassVar[tuple[str, ...]] = (*SERVER, "name", "replicas", "max_replicas", "memory", "gpu", "port")
@@ -55,8 +55,6 @@ class Ray(Target):
         at = f" --address {shlex.quote(deployment.own.address)}" if deployment.own.address else ""
         return [f"serve deploy {shlex.quote(folder)}/serve.yaml{at}"]
 
-    applies = True
-
     def where(self, deployment: Deployment) -> str | None:
         """Return the cluster's dashboard, which is remembered and shown.
 
@@ -68,75 +66,6 @@ class Ray(Target):
             raise UsageError("the address of Ray's dashboard holds a password",
                              hint="leave it out; RAY_AUTH_MODE=token and RAY_AUTH_TOKEN say who asks")  # fmt: skip
         return address
-
-    def there(self, name: str, region: str | None) -> Mapping[str, str]:
-        """Return how the application that answers is made; see ``Target.there``."""
-        from ._ray import there
-
-        return there(name, region)
-
-    def apply(self, deployment: Deployment, files: Mapping[str, str]) -> Iterator[Event]:
-        """Tell Ray Serve of it; see ``Target.apply``."""
-        from ._ray import put
-
-        yield from put(deployment, files)
-
-    def state(self, name: str, region: str | None) -> State | None:
-        """Return how the application is; see ``Target.state``."""
-        from ._ray import state
-
-        return state(name, region)
-
-    def logs(self, name: str, region: str | None) -> Iterator[str]:
-        """Yield what its copies have written; see ``Target.logs``."""
-        from ._ray import logs
-
-        yield from logs(name, region)
-
-    def remove(self, name: str, region: str | None) -> Iterator[str]:
-        """Remove the application; see ``Target.remove``."""
-        from ._ray import remove
-
-        yield from remove(name, region)
-
-    canary = True
-
-    def begin(self, deployment: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
-        """Put the new version there, without requests at first; see ``Target.begin``."""
-        from ._ray_release import begin
-
-        del share  # see send
-        yield from begin(deployment, files)
-
-    def ask(self, name: str, region: str | None, path: str, body: Any) -> Any:
-        """Ask the new version below its own route; see ``Target.ask``."""
-        from ._ray_release import ask
-
-        return ask(name, region, path, body)
-
-    def send(self, name: str, region: str | None, share: float) -> None:
-        """Have the old version hand on its share; see ``Target.send``."""
-        from ._ray_release import send
-
-        send(name, region, share)
-
-    def watch(self, name: str, region: str | None) -> Health:
-        """Read what the copies have counted; see ``Target.watch``."""
-        from ._ray_release import watch
-
-        return watch(name, region)
-
-    def promote(self, name: str, region: str | None) -> Iterator[Event]:
-        """Give all requests to the new version; see ``Target.promote``."""
-        from ._ray_release import promote
-
-        yield from promote(name, region)
-
-    def back(self, name: str, region: str | None) -> Iterator[Event]:
-        """Give all requests to the old version; see ``Target.back``."""
-        from ._ray_release import back
-
-        yield from back(name, region)
 
     def contract(self, deployment: Deployment) -> Contract:
         """Return what Ray does with copies of the server, on two machines that are this one."""

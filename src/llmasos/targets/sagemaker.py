@@ -15,7 +15,7 @@ from ..core.config import Config, option
 from ..core.errors import UsageError
 from ..core.events import Event, Note
 from ._server import as_json, build, dockerfile
-from .base import Contract, Deployment, Health, Probe, State, Target, listed
+from .base import Contract, Deployment, Probe, Target, listed
 
 ROOT, PORT = "/opt/ml", 8080
 """Where SageMaker puts things, and where it looks for the server."""
@@ -38,7 +38,7 @@ class Settings(Config):
 class SageMaker(Target):
     """An endpoint."""
 
-    applies = True
+    hands, releases = "_sagemaker", "_sagemaker_release"
     requires = ("boto3",)
     extra = "sagemaker"
 
@@ -93,56 +93,11 @@ class SageMaker(Target):
         if scale(deployment, _asked(files)):
             yield Note(f"from {deployment.replicas} to {deployment.max_replicas} instances")
 
-    canary = True
-
     def begin(self, deployment: Deployment, files: Mapping[str, str], share: float) -> Iterator[Event]:
         """Put a second variant behind the endpoint; see ``Target.begin``."""
         from ._sagemaker_release import begin
 
         yield from begin(deployment, _archive, _asked(files), share)
-
-    def ask(self, name: str, region: str | None, path: str, body: Any) -> Any:
-        """Ask the new variant; see ``Target.ask``."""
-        from ._sagemaker_release import ask
-
-        del path  # SageMaker knows one
-        return ask(name, region, body)
-
-    def watch(self, name: str, region: str | None) -> Health:
-        """Read CloudWatch's counts of the two variants; see ``Target.watch``."""
-        from ._sagemaker_release import watch
-
-        return watch(name, region)
-
-    def promote(self, name: str, region: str | None) -> Iterator[Event]:
-        """Give all requests to the new variant; see ``Target.promote``."""
-        from ._sagemaker_release import promote
-
-        yield from promote(name, region)
-
-    def back(self, name: str, region: str | None) -> Iterator[Event]:
-        """Give all requests to the old variant; see ``Target.back``."""
-        from ._sagemaker_release import back
-
-        yield from back(name, region)
-
-    def state(self, name: str, region: str | None) -> State | None:
-        """Return how the endpoint is; see ``Target.state``."""
-        from ._sagemaker import state
-
-        return state(name, region)
-
-    def logs(self, name: str, region: str | None) -> Iterator[str]:
-        """Yield what the containers have written; see ``Target.logs``."""
-        from ._sagemaker import logs
-
-        yield from logs(name, region)
-
-    def remove(self, name: str, region: str | None) -> Iterator[str]:
-        """Remove endpoint, configuration, model and archive; see ``Target.remove``."""
-        from ._sagemaker import remove
-
-        yield from remove(name, region)
 
     def contract(self, deployment: Deployment) -> Contract:
         """Return what SageMaker does with a container."""
