@@ -51,6 +51,7 @@ def drained(events: Any, told: list[str]) -> None:
         told.append(str(event))  # noqa: PERF401  # what was told before an error counts
 
 
+@pytest.mark.slow
 def test_a_good_version_answers_its_golden_rows_takes_all_and_the_next_takes_its_place(azure, tuned_model):  # noqa: F811
     result_of(apply(job(tuned_model)))
     assert ask(azure, "I love this!").json()[0]["label"]
