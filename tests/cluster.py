@@ -13,12 +13,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import yaml
+
+from endpoint import listening
 
 TOKEN, NAMESPACE, CONTEXT = "t0ken", "team", "test"
 KINDS = {
@@ -212,17 +214,8 @@ def cluster() -> Iterator[Cluster]:
             self.end_headers()
             self.wfile.write(whole)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with listening(Handler) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
 
 
 def route(state: Cluster, request: Any, body: bytes) -> tuple[int, Any] | None:

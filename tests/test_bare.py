@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llmasos import LLM
-from llmasos.architectures import _bare, base
+from llmasos.architectures import base
 from llmasos.core import bundle
 from tiny import save_tiny_bert, tiny_tokenizer
 
@@ -218,14 +218,15 @@ def test_a_model_that_is_tuned_on_reads_with_its_own_tokenizer(saved):
 
 def test_a_layout_that_is_not_the_familys_is_none(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "model")
-    assert _bare.opened(folder) is not None
+    assert base.bare(folder, "row") is not None
+    assert base.bare(folder, "token") is None
     _change(folder, num_hidden_layers=3)
-    assert _bare.opened(folder) is None
+    assert base.bare(folder, "row") is None
 
 
 def test_its_weights_are_no_longer_the_files(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "model")
-    model = _bare.opened(folder)
+    model, _ = base.bare(folder, "row")
     before = model.classifier.weight.sum().item()
     with (folder / "model.safetensors").open("r+b") as file:
         file.write(bytes((folder / "model.safetensors").stat().st_size))

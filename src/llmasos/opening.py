@@ -191,11 +191,7 @@ class Opened:
             return False
         if (artifact := bundle.artifact_of(self._manifest)) is not None:
             return not artifact.get("writes")
-        if self.task is None or self.task.writes():
-            return False
-        from .architectures import _bare
-
-        return _bare.kind(self.located.path) is not None
+        return self.task is not None and not self.task.writes() and self.task.output in ("row", "token", "embedding")
 
     def _bare(self) -> tuple[Any, Any]:
         """Open a model that its golden rows prove, without transformers, which has once computed them.
@@ -205,20 +201,21 @@ class Opened:
         if not self._reader or not self._light or self._model is not None:
             return None, None
         from . import golden
-        from .architectures import _bare, _proof, bert
+        from .architectures import _proof
+        from .architectures.base import bare
         from .certificate import check_golden
         from .engines.torch import TorchEngine
 
         folder, task = self.located.path, self._fitted()
         bundle.check_folder(folder)
-        model = _bare.opened(folder)
+        kept = golden.read(folder)
+        found = None if kept is None else bare(folder, task.output)
         with suppress(LLMasOSError, AttributeError, RuntimeError):  # also where its configuration leaves out a default
-            if model is not None and bert.PLUGIN.reason_against(model, task.output) is None:
-                engine = TorchEngine(model, self._light.pad_token_id or 0, output=task.output, proven=bert.PLUGIN)
+            if kept is not None and found is not None:
+                engine = TorchEngine(found[0], self._light.pad_token_id or 0, output=task.output, proven=found[1])
                 check_golden(folder, engine, task, self._light, "float32")
-                kept = golden.read(folder)
-                if kept is not None and golden.apart_together(kept, engine, task, self._light) <= _proof.TOLERANCE:
-                    return model, bert.PLUGIN
+                if golden.apart_together(kept, engine, task, self._light) <= _proof.TOLERANCE:
+                    return found
         self._light = False
         return None, None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -326,6 +327,19 @@ def find(model: nn.Module, output: str) -> tuple[Architecture | None, str]:
             return architecture, f"packed forward of architectures/{name}"
         reasons.append(f"{name}: {reason}")
     return None, "; ".join(reasons)
+
+
+def bare(folder: Path, output: str) -> tuple[nn.Module, Architecture] | None:
+    """Open a saved model in modules of our own, which import nothing of transformers, and the family that computes it.
+
+    Nothing has compared that with transformers yet. None where no family here knows the model.
+    """
+    for name in plugins.names("architectures"):
+        architecture: Any = plugins.load("architectures", name)
+        opens = getattr(architecture, "bare", None)
+        if opens is not None and (model := opens(folder, output)) is not None:
+            return model, architecture
+    return None
 
 
 class Snapshot:

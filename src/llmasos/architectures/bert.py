@@ -6,12 +6,15 @@ the head reads.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ._bare import opened
 from ._embedding import looked_up
 from ._post_norm import LayerParameters, LayerShape, encoder_layer, layer_weights
 from .base import Dropout, Pack, Prefix, Weights, frozen_layers
@@ -56,6 +59,14 @@ class _BertFamily:
             parts = (layer.query, layer.key, layer.value)
             if any(len({getattr(part, name).requires_grad for part in parts}) > 1 for name in ("weight", "bias")):
                 return "queries, keys and values are one product here, and some of them are frozen alone"
+        return None
+
+    def bare(self, folder: Path, output: str) -> nn.Module | None:
+        """Open a saved model without transformers, for such outputs; None where that cannot be (``base.bare``)."""
+        model = opened(folder)
+        with suppress(AttributeError):  # its configuration leaves out a default, which transformers knows
+            if model is not None and self.reason_against(model, output) is None:
+                return model
         return None
 
     def layout(self, model: nn.Module) -> list[tuple[Tensor, ...]]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ..core.errors import LLMasOSError, MissingExtraError, RemoteError, UsageError, did_you_mean
 from ._kubernetes import secret
-from .base import Deployment
+from .base import Deployment, await_done
 
 MANAGER = "llmasos"
 OURS, INSTANCE = "app.kubernetes.io/managed-by", "app.kubernetes.io/instance"
@@ -122,11 +122,8 @@ class Cluster:
             self._kind(kind).delete(name=name, namespace=self.namespace, body=foreground)
         except (NotFoundError, ResourceNotFoundError):
             return False
-        until = time.monotonic() + LIMIT
-        while self.found(kind, name):
-            if time.monotonic() > until:
-                raise RemoteError(f"{kind.name} {name} is still being removed", hint="try again in some minutes")
-            time.sleep(LOOK)
+        await_done(lambda: not self.found(kind, name), f"{kind.name} {name} is still being removed", limit=LIMIT,
+                   look=LOOK, hint="try again in some minutes")  # fmt: skip
         return True
 
     def ask(self, pod: str, port: int, path: str, body: Any = None, key: str | None = None) -> str:

@@ -8,16 +8,15 @@ rows, all for what they have counted.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..core.environment import api_key
-from ..core.errors import DeploymentError, RemoteError, UsageError
+from ..core.errors import DeploymentError, UsageError
 from ..core.events import Event, Note
 from ._cluster import VERSION, Cluster, Kind, is_ready, own, reaching, version_of
 from ._kserve import POD, RUNTIME, SERVICE, checked, files_at, make, other, place_of, share_of, version_at
-from .base import Counted, Deployment, Health, percents
+from .base import Counted, Deployment, Health, await_done, percents
 
 REVISION, REVISED = Kind("serving.knative.dev/v1", "Revision"), "serving.knative.dev/revision"
 LIMIT, LOOK = 1800.0, 5.0
@@ -237,11 +236,12 @@ def _answers(cluster: Cluster, name: str, told: Mapping[str, Any], version: str)
 
 def _settle(cluster: Cluster, name: str, done: Callable[[Mapping[str, Any]], bool]) -> None:
     """Wait until KServe has done what the service says."""
-    until = time.monotonic() + LIMIT
-    while (live := own(cluster, SERVICE, name)) is None or not done(_predictor(live)):
-        if time.monotonic() > until:
-            raise RemoteError(f"{name} is still being changed", hint="llmasos deploy status tells when it is done")
-        time.sleep(LOOK)
+
+    def is_done() -> bool:
+        live = own(cluster, SERVICE, name)
+        return live is not None and done(_predictor(live))
+
+    await_done(is_done, f"{name} is still being changed", limit=LIMIT, look=LOOK)
 
 
 def _removed(cluster: Cluster, name: str, place: str) -> Iterator[Event]:

@@ -8,7 +8,6 @@ https://docs.ray.io/en/latest/serve/api/index.html#serve-rest-api
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import yaml
 from ..core.environment import ray_token, server_is_named, server_url
 from ..core.errors import RemoteError, UsageError
 from ..core.events import Event, Note
-from .base import Deployment, State
+from .base import Deployment, State, await_done
 
 if TYPE_CHECKING:
     import httpx2
@@ -213,11 +212,8 @@ def wait(http: httpx2.Client, until: Callable[[Now], bool], what: str) -> None:
     Raises:
         RemoteError: it takes too long.
     """
-    last = time.monotonic() + LIMIT
-    while not until(told(http)):
-        if time.monotonic() > last:
-            raise RemoteError(f"{what} {LIMIT:g} s after it was asked for", hint="serve status tells more")
-        time.sleep(LOOK)
+    still = f"{what} {LIMIT:g} s after it was asked for"
+    await_done(lambda: until(told(http)), still, limit=LIMIT, look=LOOK, hint="serve status tells more")
 
 
 def end_release(application: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from ..core import bundle
 from ..core.errors import LLMasOSError, MissingExtraError, RemoteError, UsageError
 from ..core.events import Event, Note
-from .base import Deployment, State
+from .base import Deployment, State, await_done
 
 GONE = (
     "Could not find",
@@ -236,11 +236,8 @@ def _tags(sagemaker: Any, arn: str) -> list[dict[str, str]]:
 
 
 def _wait_gone(sagemaker: Any, kind: str, name: str) -> None:
-    until = time.monotonic() + 600
-    while found_of(sagemaker, kind, name):
-        if time.monotonic() > until:
-            raise RemoteError(f"{kind} {name} is still being removed", hint="try again in some minutes")
-        time.sleep(1)
+    await_done(lambda: not found_of(sagemaker, kind, name), f"{kind} {name} is still being removed", limit=600, look=1,
+               hint="try again in some minutes")  # fmt: skip
 
 
 def _drop(drop: Any) -> bool:

@@ -10,12 +10,11 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/model-ab-testing.html
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ..core.errors import DeploymentError, RemoteError, UsageError
+from ..core.errors import DeploymentError, UsageError
 from ..core.events import Event, Note
 from ._sagemaker import (
     BOTH,
@@ -32,7 +31,7 @@ from ._sagemaker import (
     upload,
     variants,
 )
-from .base import Counted, Deployment, Health
+from .base import Counted, Deployment, Health, await_done
 
 MINUTE = 60
 LIMIT, LOOK = 1800.0, 5.0
@@ -182,8 +181,9 @@ def _both(sagemaker: Any, name: str) -> list[dict[str, Any]]:
 
 def _settle(sagemaker: Any, name: str) -> None:
     """Wait until AWS takes another change of an endpoint."""
-    until = time.monotonic() + LIMIT
-    while str(found_of(sagemaker, "Endpoint", name).get("EndpointStatus", "")).endswith(("ing", "RollingBack")):
-        if time.monotonic() > until:
-            raise RemoteError(f"{name} is still being changed", hint="llmasos deploy status tells when it is done")
-        time.sleep(LOOK)
+
+    def is_done() -> bool:
+        status = found_of(sagemaker, "Endpoint", name).get("EndpointStatus", "")
+        return not str(status).endswith(("ing", "RollingBack"))
+
+    await_done(is_done, f"{name} is still being changed", limit=LIMIT, look=LOOK)

@@ -9,6 +9,7 @@ command line of that process; nothing else here knows the server.
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
 from ..core.config import Config
-from ..core.errors import UsageError
+from ..core.errors import RemoteError, UsageError
 from ..core.events import Event
 
 SERVER = ("cpus", "engine", "quantize", "precision")
@@ -416,6 +417,25 @@ class Target(ABC):
         """Check rendered files by the makers' own tool; None where there is none."""
         del files
         return None
+
+
+def await_done(done: Callable[[], bool], still: str, *, limit: float, look: float, hint: str = "") -> None:
+    """Wait until a place has done something.
+
+    Args:
+        done: asks whether it has.
+        still: what is said where it has not.
+        limit, look: seconds that it may take, and between two looks.
+        hint: what to do then.
+
+    Raises:
+        RemoteError: it takes longer.
+    """
+    until = time.monotonic() + limit
+    while not done():
+        if time.monotonic() > until:
+            raise RemoteError(still, hint=hint or "llmasos deploy status tells when it is done")
+        time.sleep(look)
 
 
 def percents(share: float, place: str) -> int:
